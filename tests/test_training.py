@@ -1,0 +1,150 @@
+"""Training on a tiny model: it learns, keeps the best step, resumes, and refuses what cannot work."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from datasets import Dataset
+
+from utils import training
+from utils.adapters import attach, base_fingerprint, count_parameters, scaling_vectors
+from utils.config import PROFILES
+from utils.data import to_blocks
+from utils.runs import RunRecord
+
+PROFILE = replace(
+    PROFILES["mini"],
+    block_length=16, batch_size=8, steps=12, eval_every=4, eval_blocks=8,
+    learning_rates={"ia3": 3e-2, "lora": 1e-2, "full": 1e-2},
+)  # fmt: skip
+
+
+@pytest.fixture
+def blocks(reviews, tokenizer) -> Dataset:
+    return to_blocks(Dataset.from_list(reviews), tokenizer, 16)
+
+
+def run(blocks, folder, method="ia3", model=None, **options):
+    model = model or attach(make_tiny_model(), method)
+    evaluation = blocks.select(range(8))
+    return model, training.train(model, blocks, PROFILE, method=method, eval_blocks=evaluation, folder=folder, **options)
+
+
+@pytest.mark.parametrize("method", ["ia3", "lora", "full"])
+def test_training_lowers_the_held_out_loss_and_records_it(blocks, tmp_path, method):
+    model, record = run(blocks, tmp_path, method)
+    assert record.metrics["best_loss"] < record.metrics["start_loss"]
+    assert record.status == "finished" and record.method == method
+    assert record.counts["trainable"] == count_parameters(model).trainable
+    assert [row["step"] for row in record.history if "eval_loss" in row] == [0, 4, 8, 12]
+    assert RunRecord.load(tmp_path / "run.json") == record
+    assert record.bytes_on_disk > 4 * record.counts["trainable"]
+    assert not model.training
+
+
+def test_only_the_adapter_moves(blocks, tmp_path):
+    before = base_fingerprint(make_tiny_model())
+    model, _ = run(blocks, tmp_path)
+    assert base_fingerprint(model) == before
+    assert any((l != 1).any() for l in scaling_vectors(model).values())
+
+
+def test_the_record_tells_the_loss_of_the_model_it_leaves(blocks, tmp_path):
+    """The best step is kept, not the last one."""
+    profile = replace(PROFILE, learning_rates={"ia3": 3.0})  # so high that later steps get worse
+    model = attach(make_tiny_model(), "ia3")
+    evaluation = blocks.select(range(8))
+    record = training.train(model, blocks, profile, method="ia3", eval_blocks=evaluation, folder=tmp_path)
+    losses = {row["step"]: row["eval_loss"] for row in record.history if "eval_loss" in row}
+    assert record.metrics["best_loss"] == min(losses.values()) < losses[12]
+    with torch.inference_mode():
+        ids = evaluation["input_ids"][:]
+        now = model(input_ids=ids, labels=ids).loss.item()
+    kept = {step: loss for step, loss in losses.items() if step > 0}  # step 0 has no checkpoint
+    assert now == pytest.approx(min(kept.values()), abs=1e-3)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_resume_after_a_kill_gives_the_undisturbed_run(blocks, tmp_path, monkeypatch):
+    _, whole = run(blocks, tmp_path / "whole")
+    original = training.Progress.on_step_end
+
+    def killer(self, args, state, control, **options):
+        if state.global_step == 7:
+            raise Killed
+        original(self, args, state, control, **options)
+
+    monkeypatch.setattr(training.Progress, "on_step_end", killer)
+    with pytest.raises(Killed):
+        run(blocks, tmp_path / "cut")
+    assert RunRecord.load(tmp_path / "cut" / "run.json").status == "running"
+    monkeypatch.setattr(training.Progress, "on_step_end", original)
+    model, resumed = run(blocks, tmp_path / "cut")
+    assert resumed.time["steps_timed"] == 8  # from the checkpoint of step 4, not from the start
+    assert [r["step"] for r in resumed.history] == [r["step"] for r in whole.history]
+    for a, b in zip(resumed.history, whole.history, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
+def test_a_finished_or_different_run_is_started_over(blocks, tmp_path):
+    _, first = run(blocks, tmp_path)
+    _, again = run(blocks, tmp_path)
+    assert again.time["steps_timed"] == 12 and again.metrics == first.metrics
+    _, other = run(blocks, tmp_path, seed=1)
+    assert other.seed == 1 and other.time["steps_timed"] == 12
+
+
+def test_block_order_depends_on_the_seed_alone(blocks, tmp_path, monkeypatch):
+    seen: dict[str, list] = {}
+    for method in ("ia3", "lora"):
+        model = attach(make_tiny_model(), method)
+        original = type(model).forward
+        order = seen.setdefault(method, [])
+
+        def spy(self, *args, _original=original, _order=order, **inputs):
+            if self.training:
+                _order.append(inputs["input_ids"][:, 0].tolist())
+            return _original(self, *args, **inputs)
+
+        monkeypatch.setattr(type(model), "forward", spy)
+        run(blocks, tmp_path / method, method, model)
+        monkeypatch.setattr(type(model), "forward", original)
+    assert seen["ia3"] == seen["lora"] and len(seen["ia3"]) == PROFILE.steps
+
+
+def test_refusals(blocks, tmp_path):
+    with pytest.raises(training.TrainingError, match="every parameter is frozen"):
+        run(blocks, tmp_path, "base", attach(make_tiny_model(), "base"))
+    with pytest.raises(training.TrainingError, match="less than one batch"):
+        run(blocks.select(range(7)), tmp_path)
+
+
+def test_a_diverged_run_is_an_error_not_a_record(blocks, tmp_path):
+    model = attach(make_tiny_model(), "ia3")
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(training.TrainingError, match="lower learning rate"):
+        run(blocks, tmp_path, model=model)
+    assert RunRecord.load(tmp_path / "run.json").status != "finished"
+
+
+def test_weight_decay_would_pull_the_vectors_to_zero(tiny_model):
+    """Why `train` fixes it at 0: decoupled decay shrinks l itself, and the base is at l = 1."""
+    model = attach(tiny_model, "ia3")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=1.0)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(5):
+        optimizer.step()
+    assert all(torch.allclose(p, torch.full_like(p, 0.9**5)) for p in parameters)
+
+
+def test_bytes_on_disk_predicted(blocks, tmp_path):
+    _, record = run(blocks, tmp_path)
+    header = record.bytes_on_disk - 4 * record.counts["trainable"]
+    assert 0 < header < 4096

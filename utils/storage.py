@@ -1,0 +1,198 @@
+"""Adapters on disk, with a proof that they came back right.
+
+An adapter folder holds what peft writes (`adapter_config.json`, `adapter_model.safetensors`) and a
+`probe.json`: the fingerprint of the base it belongs to and a few logits of a fixed prompt. Loading
+compares both, because peft itself accepts any base whose shapes fit, a merged one included.
+Reached through `utils.adapters`. Not for: choosing or training an adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from utils.config import ASSETS, Profile, artifacts_dir
+
+PROBE_PROMPT = "This movie was one of the"
+PROBE_LOGITS = 64  # how many logits of the last position are kept
+PROBE_TOLERANCE = 1e-2  # logits; float32 on another CPU differs by about 1e-5, a wrong adapter by more than 0.1
+FILES = ("adapter_config.json", "adapter_model.safetensors", "probe.json")
+
+
+class AdapterError(RuntimeError):
+    """An adapter cannot be made, saved or loaded as asked; the message names cause and remedy."""
+
+
+def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The transformers model inside, whether or not peft has wrapped it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def carries_adapter(model: PreTrainedModel) -> bool:
+    """True when peft has put adapter layers into this model, wrapped or not."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
+    """16 hex digits of BLAKE2b over the base weights (names, float32 bytes); an attached adapter does not change it."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in sorted(plain_model(model).named_parameters()):
+        if "ia3_" in name or "lora_" in name:
+            continue
+        digest.update(name.replace(".base_layer", "").encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def probe_logits(model: PreTrainedModel | PeftModel, ids: list[int]) -> list[float]:
+    """The first `PROBE_LOGITS` logits after the last of `ids`, in evaluation mode, without autocast."""
+    was_training = model.training
+    model.eval()
+    logits = model(torch.tensor([ids], device=model.device)).logits[0, -1, :PROBE_LOGITS].float().tolist()
+    model.train(was_training)
+    return logits
+
+
+def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> Path:
+    """Write the active adapter and its probe to `folder`, replacing what is there in one move; returns the folder.
+
+    Raises `AdapterError` for a model without adapter, one that was merged, or one with NaN in its adapter.
+    """
+    folder = Path(folder)
+    if not isinstance(model, PeftModel) or not carries_adapter(model):
+        raise AdapterError("save_adapter() saves adapters: attach one first, with attach(base, 'ia3')")
+    name = model.active_adapter
+    ids = tokenizer(PROBE_PROMPT)["input_ids"]
+    logits = probe_logits(model, ids)
+    if not all(map(math.isfinite, logits)):
+        raise AdapterError("the adapter gives NaN logits: it was not saved. Lower the learning rate and train again")
+    probe = {
+        "prompt": PROBE_PROMPT,
+        "ids": ids,
+        "logits": [round(value, 4) for value in logits],
+        "base_fingerprint": base_fingerprint(model),
+        "merged_fingerprint": base_fingerprint(copy.deepcopy(model).merge_and_unload(adapter_names=[name])),
+        "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
+    }
+    scratch = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch, selected_adapters=[name])
+    saved = scratch if name == "default" else scratch / name  # peft puts other names into a folder of their own
+    (saved / "probe.json").write_text(json.dumps(probe, indent=1) + "\n", encoding="utf-8")
+    (scratch / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    replace_folder(saved, folder)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; the old one is removed only once the new one stands."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_adapter(
+    base: PreTrainedModel | PeftModel, folder: Path | str, *, name: str = "default", trainable: bool = False
+) -> PeftModel:
+    """Attach the adapter in `folder` to `base` under `name` and prove by its probe that it works as when saved.
+
+    `base` is a clean model, or a `PeftModel` that gets one more adapter. Raises `AdapterError`, and leaves the
+    base as it was, when files are missing or corrupt, a value is NaN, the base is another one, is merged
+    already (the adapter would act twice), or carries layers of an adapter that was attached elsewhere.
+    """
+    folder = Path(folder)
+    probe = read_probe(folder)
+    check_tensors(folder)
+    if not isinstance(base, PeftModel) and carries_adapter(base):
+        raise AdapterError(
+            "this base already carries another adapter's layers (peft changes the model it is given): "
+            "load a fresh base, or keep several adapters in an AdapterLibrary"
+        )
+    check_base(base, probe, folder)
+    if isinstance(base, PeftModel):
+        base.load_adapter(folder, adapter_name=name, is_trainable=trainable)
+        base.set_adapter(name, inference_mode=not trainable)
+        model = base
+    else:
+        model = PeftModel.from_pretrained(base, folder, adapter_name=name, is_trainable=trainable).eval()
+    now = probe_logits(model, probe["ids"])
+    gap = max(abs(a - b) for a, b in zip(now, probe["logits"], strict=True))
+    if not gap <= PROBE_TOLERANCE:
+        model.unload() if model is not base else model.delete_adapter(name)
+        raise AdapterError(f"{folder.name}: the reloaded logits differ by {gap:.3g} from those saved with the adapter")
+    return model
+
+
+def find_adapter(profile: Profile, task: str) -> tuple[Path, str]:
+    """Folder of the adapter for `task` and whose it is: "yours" (made by 02), else "reference run" from `assets/`.
+
+    Raises `AdapterError` when there is neither.
+    """
+    yours = artifacts_dir(profile) / "adapters" / task
+    reference = ASSETS / "adapters" / profile.name / f"{task}-seed0"
+    for folder, source in ((yours, "yours"), (reference, "reference run")):
+        if (folder / "probe.json").is_file():
+            return folder, source
+    raise AdapterError(f"no {task} adapter for profile {profile.name}: run 02-Train.ipynb first, it trains one")
+
+
+def read_probe(folder: Path) -> dict:
+    """The probe of an adapter folder; `AdapterError` when the folder is incomplete or the probe unreadable."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise AdapterError(f"no adapter in {folder.name}/ ({', '.join(missing)} missing): run 02-Train.ipynb first")
+    try:
+        probe = json.loads((folder / "probe.json").read_text(encoding="utf-8"))
+        probe["ids"], probe["logits"], probe["base_fingerprint"], probe["merged_fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{folder.name}/probe.json is damaged ({error}): save the adapter again") from error
+    return probe
+
+
+def check_tensors(folder: Path) -> None:
+    """`AdapterError` when the safetensors file is truncated or not one, or holds NaN or infinity."""
+    try:
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (SafetensorError, ValueError, OSError) as error:
+        raise AdapterError(
+            f"{folder.name}/adapter_model.safetensors is truncated or corrupt ({error}): copy or save it again"
+        ) from error
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise AdapterError(
+            f"{folder.name} holds NaN or infinity in {broken[0]} and {len(broken) - 1} more: "
+            "its training diverged, train it again with a lower learning rate"
+        )
+
+
+def check_base(base: PreTrainedModel | PeftModel, probe: dict, folder: Path) -> None:
+    """`AdapterError` when `base` is not the model that the adapter was trained on."""
+    found = base_fingerprint(base)
+    if found == probe["merged_fingerprint"]:
+        raise AdapterError(
+            f"this base has {folder.name} merged into it already: loading it again would apply it twice. "
+            "Use the merged model as it is, or load a clean base"
+        )
+    if found != probe["base_fingerprint"]:
+        raise AdapterError(
+            f"{folder.name} belongs to another base model (fingerprint {probe['base_fingerprint']}, "
+            f"this one has {found}): load the base it was trained on, or train a new adapter"
+        )

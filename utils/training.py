@@ -1,0 +1,207 @@
+"""One `train(...)` for every method, on the Hugging Face `Trainer`: same blocks, same order, one record per run.
+
+The Trainer brings gradient accumulation, resuming and data-parallel; this module fixes what a fair comparison
+needs (linear warm-up and decay, weight decay 0 because it would pull the vectors to 0 and not to 1, evaluation on
+held-out blocks, the best step kept) and writes a `RunRecord`. Not for: figures, or judging text.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save as to_safetensors
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from utils.adapters import base_fingerprint, count_parameters
+from utils.config import Profile
+from utils.gpu import PeakMemory, fast_bf16
+from utils.runs import RunRecord, environment
+
+RECORD = "run.json"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or has diverged; the message names the remedy."""
+
+
+class Progress(TrainerCallback):
+    """A bar with one line per evaluation on stdout, and the time of each step."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.seconds: list[float] = []
+        self.started = 0.0
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, file=sys.stdout, leave=False, unit="step")
+
+    def on_step_begin(self, args, state, control, **_):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds.append(time.perf_counter() - self.started)
+        self.bar.update()
+
+    def on_evaluate(self, args, state, control, metrics, **_):
+        if self.bar is not None:
+            self.bar.write(f"step {state.global_step:>5}   held-out loss {metrics['eval_loss']:.4f}", file=sys.stdout)
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+
+def training_arguments(
+    profile: Profile, folder: Path, device: torch.device, *, learning_rate: float, steps: int, seed: int
+) -> TrainingArguments:
+    """What a fair run fixes for every method. `data_seed` makes the order of blocks depend on the seed alone."""
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=profile.batch_size,
+        per_device_eval_batch_size=profile.batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=profile.warmup_ratio,  # below 1 it is a share of the steps
+        weight_decay=0.0,
+        optim="adamw_torch",
+        bf16=fast_bf16(device),
+        use_cpu=device.type == "cpu",
+        logging_steps=5,
+        eval_strategy="steps",
+        eval_steps=min(profile.eval_every, steps),
+        save_strategy="steps",
+        save_steps=min(profile.eval_every, steps),
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        label_names=["labels"],
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def train(
+    model: torch.nn.Module,
+    blocks: Dataset,
+    profile: Profile,
+    *,
+    method: str,
+    eval_blocks: Dataset,
+    folder: Path | str,
+    task: str = "positive",
+    seed: int = 0,
+    learning_rate: float | None = None,
+    steps: int | None = None,
+) -> RunRecord:
+    """Train what `attach(model, method)` made trainable on `blocks` (each `block_length` ids), keep the best step.
+
+    Losses are mean nats per token. An interrupted run of the same configuration in `folder` is continued from its
+    last checkpoint; any other one there is started over. The model ends in evaluation mode, at the step with the
+    lowest held-out loss. Raises `TrainingError` when nothing is trainable, there are fewer blocks than one batch,
+    or the loss is not finite.
+    """
+    folder = Path(folder)
+    steps, learning_rate = steps or profile.steps, learning_rate or profile.learning_rates[method]
+    counts = count_parameters(model)
+    if counts.trainable == 0:
+        raise TrainingError("nothing to train: every parameter is frozen. Use attach(model, method) first")
+    if len(blocks) < profile.batch_size:
+        raise TrainingError(f"{len(blocks)} blocks are less than one batch of {profile.batch_size}: use more reviews")
+    config = {
+        "learning_rate": learning_rate, "steps": steps, "batch_size": profile.batch_size,
+        "block_length": profile.block_length, "warmup_ratio": profile.warmup_ratio, "train_blocks": len(blocks),
+        "eval_blocks": len(eval_blocks), "base": base_fingerprint(model),
+    }  # fmt: skip
+    versions, hardware = environment()
+    record = RunRecord(
+        status="running", method=method, task=task, profile=profile.name, config_id=profile.config_id(), config=config,
+        seed=seed, counts={"trainable": counts.trainable, "total": counts.total}, versions=versions, hardware=hardware,
+    )  # fmt: skip
+    checkpoint = resume_point(folder, record)
+    record.save(folder / RECORD)
+
+    set_seed(seed)
+    progress = Progress()
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(profile, folder, model.device, learning_rate=learning_rate, steps=steps, seed=seed),
+        train_dataset=blocks,
+        eval_dataset=eval_blocks,
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    with PeakMemory() as peak:
+        if checkpoint is None:
+            trainer.evaluate()  # step 0: the model before training
+        trainer.train(resume_from_checkpoint=checkpoint)
+    model.eval()
+
+    record.history = readable_history(trainer.state.log_history)
+    record.metrics = summary(record.history)
+    record.time = {"step_seconds_median": statistics.median(progress.seconds), "steps_timed": len(progress.seconds)}
+    record.memory = {"peak_bytes": peak.bytes}
+    record.bytes_on_disk = trainable_bytes(model)
+    record.status = "finished"
+    record.save(folder / RECORD)
+    return record
+
+
+def resume_point(folder: Path, record: RunRecord) -> str | None:
+    """The last checkpoint of an interrupted run of the same configuration; anything else in the way is removed."""
+    checkpoints = folder / "checkpoints"
+    if not checkpoints.is_dir():
+        return None
+    try:
+        before = RunRecord.load(folder / RECORD)
+    except (RuntimeError, OSError):
+        before = None
+    keys = ("method", "task", "config_id", "config", "seed", "versions")
+    if before and before.status == "running" and all(getattr(before, k) == getattr(record, k) for k in keys):
+        return get_last_checkpoint(str(checkpoints))
+    shutil.rmtree(checkpoints)
+    return None
+
+
+def readable_history(log: list[dict]) -> list[dict]:
+    """The Trainer's log as rows `{"step", "train_loss" or "eval_loss"}`; `TrainingError` when a loss is not finite."""
+    rows: dict[int, dict] = {}
+    for entry in log:
+        row = rows.setdefault(entry["step"], {"step": entry["step"]})
+        if "loss" in entry:
+            row["train_loss"] = float(entry["loss"])
+        if "eval_loss" in entry:
+            row["eval_loss"] = float(entry["eval_loss"])
+    history = [rows[step] for step in sorted(rows) if len(rows[step]) > 1]
+    for row in history:
+        if not all(value == value and abs(value) != float("inf") for value in row.values()):
+            raise TrainingError(f"the loss is not finite at step {row['step']}: use a lower learning rate")
+    return history
+
+
+def summary(history: list[dict]) -> dict[str, float]:
+    """Held-out loss before training and at the best step (nats per token), and the steps that reached it.
+
+    `steps_to_1_percent` is the first evaluated step whose loss is within 1 % of the best one.
+    """
+    evaluated = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
+    best_step, best = min(evaluated, key=lambda pair: pair[1])
+    near = next(step for step, loss in evaluated if loss <= 1.01 * best)
+    return {"start_loss": evaluated[0][1], "best_loss": best, "best_step": best_step, "steps_to_1_percent": near}
+
+
+def trainable_bytes(model: torch.nn.Module) -> int:
+    """Size in bytes of a safetensors file with the trainable parameters, in memory; nothing is written."""
+    return len(to_safetensors({n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}))
