@@ -1,0 +1,110 @@
+"""Closed forms for the memory of GPT-2 training, and the measurement that checks them.
+
+For: how many parameters a method trains, how many bytes of activations a forward pass stores, both from the
+configuration alone, and `saved_for_backward`, which counts the stored bytes of a real pass.
+Not for: devices and what is free on them (`gpu.py` puts the two together in `estimate_memory`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GPT2Config
+
+FLOAT32 = 4  # bytes
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes with a binary unit: `format_bytes(1536)` is "1.5 KiB"."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+@dataclass
+class SavedBytes:
+    """Bytes that autograd keeps for the backward pass; final once the `with saved_for_backward(model)` block ends."""
+
+    bytes: int = 0
+
+
+@contextlib.contextmanager
+def saved_for_backward(model: nn.Module) -> Iterator[SavedBytes]:
+    """Measure what a forward pass of `model` stores for its backward pass: activations, not parameters.
+
+    Each storage is counted once, however many operations keep it. Run the forward pass inside the block.
+    """
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    saved = SavedBytes()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
+    saved.bytes = sum(storage.nbytes() for storage in storages.values())
+    storages.clear()
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """One method on GPT-2, width d, L layers: trainable parameters, and activations kept beside the frozen base's.
+
+    `a_block` counts per token and layer, in units of d; `outside` the same, once per token.
+    """
+
+    trainable: Callable[[GPT2Config, int], int]  # (config, all parameters) -> count
+    a_block: Callable[[GPT2Config], float]
+    outside: float
+
+
+RANK = 8  # of LoRA on c_attn
+
+METHOD_FOOTPRINTS: dict[str, Footprint] = {
+    # l needs the input of its product: the output of c_attn (3 d), the inside of the feed-forward (4 d)
+    "ia3": Footprint(
+        lambda c, _: c.n_layer * (3 * c.n_embd + inner_size(c)), lambda c: 3 + inner_size(c) / c.n_embd, 0
+    ),
+    # A needs the normalised input of c_attn (d), B needs the product with A (r)
+    "lora": Footprint(lambda c, _: c.n_layer * RANK * 4 * c.n_embd, lambda c: 1 + RANK / c.n_embd, 0),
+    # every weight needs its layer's input: two norms' outputs (2 d), the inside of the feed-forward (4 d); the head d
+    "full": Footprint(lambda _, total: total, lambda c: 2 + inner_size(c) / c.n_embd, 1),
+    # a bias needs nothing; a block has 7 d + 4 d of them, norms included, and the last norm d
+    "bitfit": Footprint(lambda c, _: c.n_layer * (7 * c.n_embd + inner_size(c)) + c.n_embd, lambda _: 0, 0),
+}
+
+
+def inner_size(config: GPT2Config) -> int:
+    """Width inside the feed-forward layers: four times the model's unless the configuration says otherwise."""
+    return config.n_inner or 4 * config.n_embd
+
+
+def activation_bytes(
+    config: GPT2Config, method: str, batch: int, length: int, device: torch.device | str = "cpu"
+) -> int:
+    """Bytes of float32 activations that `GPT2LMHeadModel` in training mode stores for its backward pass.
+
+    Per token and layer, in units of the width d (derived from transformers' GPT-2, checked by `saved_for_backward`):
+    two layer norms' inputs 2; query, key, value and the attention's output 4; the tanh form of GELU four tensors of
+    the inner size 4 x 4 = 16; what `METHOD_FOOTPRINTS` adds. Per token: the last norm's input (d) and the
+    log-probabilities (vocabulary). Dropout adds its masks, and on a CPU three tensors of `length` a head, because
+    the fused attention there knows no dropout. Attention itself stores no matrix of `length` x `length`.
+    """
+    footprint, width = METHOD_FOOTPRINTS[method], config.n_embd
+    block = 2 + 4 + 4 * inner_size(config) / width + footprint.a_block(config)
+    block += 2 if config.resid_pdrop else 0
+    if config.attn_pdrop and torch.device(device).type == "cpu":
+        block += 3 * config.n_head * length / width
+    per_token = width * (config.n_layer * block + 1 + footprint.outside) + config.vocab_size
+    return round(FLOAT32 * batch * length * per_token)

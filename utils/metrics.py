@@ -1,0 +1,163 @@
+"""A metric is declared once: label, unit, good direction. Every table, arrow, mark and Pareto front uses that.
+
+For: `Estimate` (a value with its interval), `METRICS`, means over seeds, the Pareto front, tables as plain text.
+Not for: measuring (`evaluation.py`), files (`runs.py`), figures (`plots.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+
+class MetricError(ValueError):
+    """Values that are not a measurement, or none at all."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value with its 95 % interval `[low, high]`, from `n` observations."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return self.text(2)
+
+    def text(self, digits: int) -> str:
+        """ "0.67 [0.61, 0.73]" with this many digits."""
+        return f"{self.value:,.{digits}f} [{self.low:,.{digits}f}, {self.high:,.{digits}f}]"
+
+    def to_dict(self) -> dict[str, float]:
+        """The four numbers by name, as a run record stores them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> Estimate:
+        """Inverse of `to_dict`. Raises MetricError where a number is missing or too many."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise MetricError(f"not an estimate (value, low, high, n): {dict(values)}") from error
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: `better` is the good direction (None: neither), `digits` those after the point."""
+
+    label: str
+    unit: str
+    better: str | None
+    digits: int
+
+    @property
+    def title(self) -> str:
+        """Column heading or axis label: name, unit, and an arrow that points in the good direction."""
+        arrow = {"higher": " ↑", "lower": " ↓", None: ""}[self.better]
+        return f"{self.label}{f' ({self.unit})' if self.unit else ''}{arrow}"
+
+
+METRICS: dict[str, Metric] = {
+    "trainable": Metric("trainable", "parameters", "lower", 0),
+    "bytes_on_disk": Metric("on disk", "bytes", "lower", 0),
+    "start_loss": Metric("loss before", "nats/token", None, 3),
+    "best_loss": Metric("held-out loss", "nats/token", "lower", 3),
+    "best_step": Metric("best step", "", None, 0),
+    "steps_to_1_percent": Metric("steps to 1 %", "", "lower", 0),
+    "test_loss": Metric("test loss", "nats/token", "lower", 3),
+    "loss_negative": Metric("loss, negative reviews", "nats/token", None, 3),
+    "positivity": Metric("positive, words", "share", "higher", 2),
+    "positivity_chars": Metric("positive, characters", "share", "higher", 2),
+    "perplexity": Metric("perplexity", "base model", "lower", 1),
+    "perplexity_ratio": Metric("perplexity", "x base", "lower", 2),
+    "relevance": Metric("relevance", "nats/token", "higher", 3),
+    "distinct_1": Metric("distinct-1", "share", "higher", 2),
+    "distinct_2": Metric("distinct-2", "share", "higher", 2),
+    "repeated_4grams": Metric("repeated 4-grams", "share", "lower", 3),
+    "train_seconds": Metric("training", "s", "lower", 0),
+    "step_seconds": Metric("a step", "s", "lower", 3),
+    "step_seconds_median": Metric("a step", "s, median", "lower", 3),
+    "peak_bytes": Metric("peak memory", "bytes", "lower", 0),
+    "peak_memory": Metric("peak memory", "MiB", "lower", 0),
+    "ms_per_token_median": Metric("a token", "ms, median", "lower", 2),
+    "tokens_per_second": Metric("speed", "tokens/s", "higher", 0),
+    "ratio_to_first": Metric("time", "x first row", "lower", 2),
+}
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Mean over seeds with Student's 95 % t-interval; one value has no width. Raises MetricError for none.
+
+    Source: Student 1908; half width t(0.975, n - 1) s / sqrt(n).
+    """
+    from scipy.stats import t
+
+    if not len(values):
+        raise MetricError("no values to average: no run has measured this")
+    n, mean = len(values), statistics.fmean(values)
+    half = 0.0 if n == 1 else float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices, by rising cost, of the `(cost, value)` points that no other one beats: costs less and is worth more."""
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
+    """Aligned plain text: one line a row, METRICS' heading for each known column, `*` at the best value of a column.
+
+    A value is text, a number, an `Estimate`, or None (printed "-"). A column that METRICS does not know is printed
+    under its own name, without a mark.
+    """
+    cells = [[_cell(row.get(column), METRICS.get(column)) for row in rows] for column in columns]
+    for column, texts in zip(columns, cells, strict=True):
+        for index in _best([row.get(column) for row in rows], METRICS.get(column)):
+            texts[index] += "*"
+    titles = [METRICS[column].title if column in METRICS else column for column in columns]
+    marked = any(text.endswith("*") for texts in cells for text in texts)
+    lines = _align(titles, [list(line) for line in zip(*cells, strict=True)])
+    return "\n".join([*lines, *(["* best in its column"] if marked else [])])
+
+
+def compare_table(rows: Sequence[tuple[str, object, object]]) -> str:
+    """`(what, predicted, measured)` rows as "predicted | measured | match"; equal means exactly equal."""
+    lines = [[what, _cell(a, None), _cell(b, None), "yes" if a == b else "NO"] for what, a, b in rows]
+    return "\n".join(_align(["", "predicted", "measured", "match"], lines))
+
+
+def _cell(value: object, metric: Metric | None) -> str:
+    """A value as text: integers with thousands separators, other numbers with the metric's digits (default 3)."""
+    digits = metric.digits if metric else 3
+    if value is None:
+        return "-"
+    if isinstance(value, Estimate):
+        return value.text(digits)
+    if isinstance(value, (bool, str)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def _best(values: Sequence[object], metric: Metric | None) -> list[int]:
+    """Where the best value stands (ties all count); nowhere without a direction or with fewer than two numbers."""
+    numbers = {i: v.value if isinstance(v, Estimate) else v for i, v in enumerate(values) if v is not None}
+    if metric is None or metric.better is None or len(numbers) < 2:
+        return []
+    best = (max if metric.better == "higher" else min)(numbers.values())
+    return [index for index, value in numbers.items() if value == best]
+
+
+def _align(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Heading, rule and rows, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
+    rows = [titles, ["-" * width for width in widths], *lines]
+    return ["  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))]).rstrip()
+            for r in rows]  # fmt: skip
