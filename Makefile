@@ -1,0 +1,63 @@
+# What a user of the course runs. Without make (Windows), README.md has the same commands in plain form.
+#   make course      set everything up, replay the four notebooks into build/course (NOTEBOOKS="02 03" for some of them)
+#   make lab         set up, open JupyterLab
+#   make test        set up, check the notebooks, run the unit tests, replay the notebooks comparing their outputs
+#   make test-gpu    set up, require CUDA, replay with the gpt2 profile, comparing only what holds on every machine
+#   make refresh     run the committed notebooks and write them back with fresh outputs
+#   make lint, make format
+# LAB_PROFILE and the other LAB_* variables reach the notebooks as they are set.
+
+PYTHON ?= python3
+NOTEBOOKS ?= 01-Setup.ipynb 02-Train.ipynb 03-Inference.ipynb 04-Compare.ipynb
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed.txt
+# One process, one notebook after the other: each needs what the one before it has written.
+NBVAL := $(RUN) -m pytest --nbval-current-env --nbval-cell-timeout=900 --timeout=1000 \
+	--nbval-sanitize-with tests/nbval_sanitize.cfg -x
+# The stored outputs are those of the mini profile, so that is what is compared unless somebody says otherwise.
+MINI := LAB_PROFILE=$${LAB_PROFILE:-mini}
+
+.PHONY: course env lab test test-unit test-notebooks test-gpu refresh lint format
+
+course: env
+	$(RUN) scripts/replay.py $(NOTEBOOKS)
+
+env: $(INSTALLED)
+
+# The copy of the requirements is written last, so an interrupted installation is taken up again.
+$(INSTALLED): requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 11) else "The course needs Python 3.11 or newer; $(PYTHON) is " + v + ". Try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt -c constraints.txt
+	cp requirements.txt $(INSTALLED)
+
+lab: env
+	$(RUN) -m jupyter lab
+
+test: env
+	$(RUN) -m pytest tests/test_notebooks_static.py
+	$(MAKE) --no-print-directory test-unit
+	$(MAKE) --no-print-directory test-notebooks
+
+test-unit: env
+	$(RUN) -m pytest tests --ignore=tests/test_notebooks_static.py --cov=utils --cov-fail-under=90
+
+test-notebooks: env
+	$(MINI) $(NBVAL) --nbval $(NOTEBOOKS)
+
+test-gpu: env
+	$(RUN) -c 'import torch; assert torch.cuda.is_available(), "this machine has no CUDA that torch can use"; print(torch.cuda.get_device_name())'
+	LAB_PROFILE=gpt2 $(NBVAL) --nbval-lax $(NOTEBOOKS)
+
+refresh: env
+	$(MINI) $(RUN) scripts/refresh.py $(NOTEBOOKS)
+	$(RUN) -m pytest -q tests/test_notebooks_static.py
+
+lint: env
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: env
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .

@@ -1,0 +1,135 @@
+"""The static gate: every root notebook keeps every rule, and every rule finds a notebook that breaks it."""
+
+from __future__ import annotations
+
+import copy
+
+import nbformat
+import notebook_rules as rules
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from replay import NOTEBOOKS, ROOT
+
+HERE = [name for name in NOTEBOOKS if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_keeps_the_rule(name: str, rule: rules.Rule) -> None:
+    if not HERE:
+        pytest.skip("no notebook is written yet")
+    assert (ROOT / name).is_file(), f"{name} is missing"
+    problems = rule(nbformat.read(ROOT / name, as_version=4))
+    assert not problems, f"{name}:\n" + "\n".join(problems)
+
+
+@pytest.fixture
+def good() -> NotebookNode:
+    """A notebook of 45 cells that keeps every rule; one cell shows a figure, one an ignored time."""
+    cells = [new_markdown_cell("# Title\n\n```\n#### a comment\n```")]
+    for number in range(1, 21):
+        printed = new_output("stream", name="stdout", text=f"{number} layers, ratio 1/2, see /{number}\n")
+        code = new_code_cell(f"print({number})", execution_count=number, outputs=[printed])
+        cells += [new_markdown_cell("## Part" if number % 5 == 0 else "Text"), code]
+    figure = new_output(
+        "display_data",
+        {"image/png": "aaaa", "text/plain": "<Figure size 800x400 with 1 Axes>"},
+        metadata={"image/png": {"alt": "A rising line"}},
+    )
+    cells[4].outputs = [figure]
+    cells[6].metadata["tags"] = ["nbval-ignore-output"]
+    cells += [new_markdown_cell(f"### Reading {n}") for n in range(4)]
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    return notebook
+
+
+def test_good_notebook_keeps_every_rule(good: NotebookNode) -> None:
+    nbformat.validate(good)
+    assert {rule.__name__: rule(good) for rule in rules.RULES if rule(good)} == {}
+
+
+def replace_cells(notebook: NotebookNode, count: int) -> None:
+    notebook.cells = (notebook.cells * 2)[:count]
+
+
+def add_output(notebook: NotebookNode, *output: object, **fields: object) -> None:
+    notebook.cells[2].outputs.append(new_output(*output, **fields))
+
+
+def set_first(notebook: NotebookNode, **fields: object) -> None:
+    notebook.cells[2].update(fields)
+
+
+def tag_all(notebook: NotebookNode) -> None:
+    for cell in rules.code_cells(notebook)[:9]:
+        cell.metadata["tags"] = ["nbval-ignore-output"]
+
+
+def only_figures(notebook: NotebookNode) -> None:
+    for cell in rules.code_cells(notebook)[2:10]:
+        cell.outputs = copy.deepcopy(notebook.cells[4].outputs)
+
+
+BREAKS = {
+    "no count": (rules.counts_from_one, lambda n: set_first(n, execution_count=None)),
+    "counts out of order": (rules.counts_from_one, lambda n: set_first(n, execution_count=7)),
+    "error": (rules.clean_outputs, lambda n: add_output(n, "error", ename="E", evalue="", traceback=[])),
+    "stderr": (rules.clean_outputs, lambda n: add_output(n, "stream", name="stderr", text="w")),
+    "widget": (
+        rules.clean_outputs,
+        lambda n: add_output(n, "display_data", {"application/vnd.jupyter.widget-view+json": {}}),
+    ),
+    "widget state": (rules.clean_outputs, lambda n: n.metadata.update(widgets={})),
+    "path in source": (rules.no_absolute_paths, lambda n: set_first(n, source="open('/home/ann/x')")),
+    "path in output": (
+        rules.no_absolute_paths,
+        lambda n: add_output(n, "stream", name="stdout", text="saved in /tmp/x.json"),
+    ),
+    "path in a result": (
+        rules.no_absolute_paths,
+        lambda n: add_output(n, "display_data", {"text/html": "<p>in /root/x</p>"}),
+    ),
+    "Windows path": (rules.no_absolute_paths, lambda n: set_first(n, source=r"open(r'C:\Users\ann')")),
+    "shell": (rules.no_shell, lambda n: set_first(n, source="x = 1\n!ls")),
+    "pip magic": (rules.no_shell, lambda n: set_first(n, source="%pip install torch")),
+    "cell magic": (rules.no_shell, lambda n: set_first(n, source="%%bash\nls")),
+    "wget": (rules.no_shell, lambda n: set_first(n, source="import wget")),
+    "comment marker": (rules.tags_not_comments, lambda n: set_first(n, source="# NBVAL_IGNORE_OUTPUT\n1")),
+    "skip tag": (rules.tags_not_comments, lambda n: n.cells[2].metadata.update(tags=["nbval-skip"])),
+    "other kernel": (rules.python_kernel, lambda n: n.metadata.kernelspec.update(name="venv")),
+    "no kernel": (rules.python_kernel, lambda n: n.metadata.pop("kernelspec")),
+    "double id": (rules.cell_ids, lambda n: n.cells[3].update(id="cell-2")),
+    "bad id": (rules.cell_ids, lambda n: n.cells[3].update(id="a b")),
+    "long cell": (rules.short_cells, lambda n: set_first(n, source="x = 1\n" * 21)),
+    "empty cell": (rules.short_cells, lambda n: set_first(n, source="")),
+    "placeholder": (rules.short_cells, lambda n: set_first(n, source="x = # TODO")),
+    "too few cells": (rules.cell_number, lambda n: replace_cells(n, 39)),
+    "too many cells": (rules.cell_number, lambda n: replace_cells(n, 61)),
+    "too little text": (rules.enough_text, lambda n: n.cells.__delitem__(slice(-4, None))),
+    "too much text": (rules.enough_text, lambda n: n.cells.extend(n.cells[-1:] * 12)),
+    "two code cells": (rules.text_between_code, lambda n: n.cells.pop(3)),
+    "big file": (rules.small_file, lambda n: add_output(n, "display_data", {"image/png": "a" * 2_100_000})),
+    "too many tagged": (rules.mostly_compared, tag_all),
+    "too many figures": (rules.mostly_compared, only_figures),
+    "no outputs": (rules.mostly_compared, lambda n: [c.update(outputs=[]) for c in rules.code_cells(n)]),
+    "skipped level": (rules.headings_in_order, lambda n: n.cells[1].update(source="### Too deep")),
+    "no title": (rules.headings_in_order, lambda n: n.cells[0].update(source="Title")),
+    "second title": (rules.headings_in_order, lambda n: n.cells[-1].update(source="# Another")),
+    "figure without alt": (rules.figures_have_alt, lambda n: add_output(n, "display_data", {"image/png": "aaaa"})),
+    "empty alt": (rules.figures_have_alt, lambda n: n.cells[4].outputs[0].metadata["image/png"].update(alt=" ")),
+    "SVG": (rules.figures_have_alt, lambda n: add_output(n, "display_data", {"image/svg+xml": "<svg/>"})),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_rule_finds_the_break(name: str, good: NotebookNode) -> None:
+    rule, damage = BREAKS[name]
+    damage(good)
+    assert rule(good)
+
+
+def test_every_rule_is_broken_once() -> None:
+    assert {rule for rule, _ in BREAKS.values()} == set(rules.RULES)
