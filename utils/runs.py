@@ -31,6 +31,7 @@ __all__ = [
     "mean_interval",
     "pareto_front",
     "table",
+    "write_json",
 ]
 
 STATUSES = ("finished", "running", "failed")
@@ -71,14 +72,7 @@ class RunRecord:
         path = Path(path)
         values = json.loads(json.dumps(asdict(self), default=_plain))  # tuples become lists, so that load equals save
         _validate(values, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_json(path, values)
         return path
 
     @classmethod
@@ -102,6 +96,22 @@ class RunRecord:
             if name in part:
                 return Estimate.from_dict(part[name]) if isinstance(part[name], dict) else part[name]
         return None
+
+
+def write_json(path: Path | str, values: object) -> None:
+    """Write `values` as JSON, all or nothing: into a file beside it, then moved. Raises ValueError for NaN or infinity."""
+    path = Path(path)
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 TYPES = {"str": str, "int": int, "dict": dict, "list": list, "int | None": (int, type(None))}
@@ -169,8 +179,8 @@ def load_runs(folder: Path | str, config_id: str | None = None) -> tuple[list[Ru
     """The comparable records under `folder` (all *.json, sorted by path), and why each other record was left out.
 
     Left out, and named: unreadable or invalid files, unfinished runs, runs of another configuration than `config_id`
-    or, without it, than the first finished run's. An adapter's own JSON files are no records and
-    passed over. Raises RunError where the folder is missing.
+    or, without it, than the first finished run's. Other JSON files (an adapter's, the dial's) are no
+    records and passed over. Raises RunError where the folder is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -201,4 +211,4 @@ def _is_other_json(path: Path) -> bool:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return not (isinstance(values, dict) and {"status", "config_id"} & values.keys())
+    return not (isinstance(values, dict) and {"status", "history"} & values.keys())
