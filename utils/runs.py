@@ -99,7 +99,7 @@ class RunRecord:
 
 
 def write_json(path: Path | str, values: object) -> None:
-    """Write `values` as JSON, all or nothing: into a file beside it, then moved. Raises ValueError for NaN or infinity."""
+    """Write `values` as JSON, all or nothing (into a file beside it, then moved). Raises ValueError for NaN."""
     path = Path(path)
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
