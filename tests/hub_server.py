@@ -1,7 +1,7 @@
 """A server on the loopback interface that speaks as much of the Hub's file protocol as huggingface_hub 2.4 uses.
 
 It serves generated repositories: the revision's description, the tree, and files (small ones at once; weights and
-Parquet by redirect to a second host name, as the Hub does with its store). It can refuse, hang, or cut a body short. Not for
+Parquet by redirect to a second host name, as the Hub does with its store). It can hang, or cut a body short. Not for
 anything but tests: it keeps every file in memory.
 """
 

@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 
 
 class FrozenDict(dict):
-    """A dict that cannot be changed, so that a frozen profile is frozen all through; hashes, pickles, writes as JSON."""
+    """A dict that cannot be changed, so that a profile is frozen all through; hashes, pickles, turns into JSON."""
 
     def _refuse(self, *_args: object, **_kwargs: object) -> None:
         raise TypeError("a profile cannot be changed: make another one with dataclasses.replace(profile, ...)")
@@ -228,7 +228,7 @@ def artifacts_dir(profile: Profile) -> Path:
 
 
 def quiet() -> None:
-    """Switch off the libraries' progress bars and chatter, which would be stored in the notebooks; errors still show."""
+    """Switch off the libraries' progress bars and chatter, which notebooks would store; errors still show."""
     import datasets
     import huggingface_hub.utils
     import transformers

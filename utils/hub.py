@@ -6,7 +6,7 @@ cleaning text (`data.py`).
 
 The Hub is asked once, briefly, before anything is downloaded, and a download that falls silent is given up: left alone,
 `huggingface_hub` retries for minutes. (The thread that is given up lives on until those retries end, a minute or so,
-and keeps the file's lock until then.) Only safetensors are read, no code from a repository is run, no account is needed.
+and keeps the file's lock until then.) Only safetensors are read, no repository's code is run, no account is needed.
 Imports neither torch nor transformers.
 """
 
