@@ -125,13 +125,15 @@ def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
     under its own name, without a mark.
     """
     cells = [[_cell(row.get(column), METRICS.get(column)) for row in rows] for column in columns]
-    for column, texts in zip(columns, cells, strict=True):
-        for index in _best([row.get(column) for row in rows], METRICS.get(column)):
-            texts[index] += "*"
+    marks = [_best([row.get(column) for row in rows], METRICS.get(column)) for column in columns]
+    for texts, best in zip(cells, marks, strict=True):
+        if best:
+            texts[:] = [text + ("*" if index in best else " ") for index, text in enumerate(texts)]
     titles = [METRICS[column].title if column in METRICS else column for column in columns]
-    marked = any(text.endswith("*") for texts in cells for text in texts)
-    lines = _align(titles, [list(line) for line in zip(*cells, strict=True)])
-    return "\n".join([*lines, *(["* best in its column"] if marked else [])])
+    notes = ["* best value of its column"] if any(marks) else []
+    if notes and any(isinstance(row.get(column), Estimate) for row in rows for column in columns):
+        notes = ["* best value of its column; where the 95 % intervals overlap much, that may be chance"]
+    return "\n".join([*_align(titles, [list(line) for line in zip(*cells, strict=True)]), *notes])
 
 
 def compare_table(rows: Sequence[tuple[str, object, object]]) -> str:
