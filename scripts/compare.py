@@ -33,7 +33,7 @@ from utils.adapters import (  # noqa: E402
     scaling_vectors,
 )
 from utils.config import ASSETS, Profile, artifacts_dir, describe, load_profile, quiet  # noqa: E402
-from utils.data import PROMPTS, load_reviews, select_reviews, to_blocks  # noqa: E402
+from utils.data import PROMPTS, load_reviews, review_blocks  # noqa: E402
 from utils.evaluation import evaluate_samples, held_out_loss, load_judges  # noqa: E402
 from utils.generation import generate  # noqa: E402
 from utils.runs import Estimate, RunError, RunRecord, write_json  # noqa: E402
@@ -55,22 +55,14 @@ class Bench:
         self.fingerprint = base_fingerprint(self.base)
         self.judges = load_judges(profile, self.reviews)
 
-    def blocks(self, part: str, label: str, count: int | None = None):
-        """Packed blocks of `count` reviews (None: all) of one label in one part."""
-        wanted = ("negative", "positive").index(label)
-        count = count or sum(value == wanted for value in self.reviews[part]["label"])
-        return to_blocks(select_reviews(self.reviews[part], label, count), self.tokenizer, self.profile.block_length)
-
-    def evaluation_blocks(self, part: str, label: str):
-        """The first `eval_blocks` blocks of a part that no method trains on."""
-        blocks = self.blocks(part, label)
-        return blocks.select(range(min(len(blocks), self.profile.eval_blocks)))
+    def blocks(self, part: str, label: str, **options: int):
+        """Packed blocks of one label in one part; options as for `review_blocks`."""
+        return review_blocks(self.reviews[part], label, self.tokenizer, self.profile.block_length, **options)
 
     def mixed_test_blocks(self):
         """Half positive, half negative test blocks: what steering costs on ordinary reviews."""
         half = self.profile.eval_blocks // 2
-        parts = [self.evaluation_blocks("test", label) for label in ("positive", "negative")]
-        return concatenate_datasets([part.select(range(min(half, len(part)))) for part in parts])
+        return concatenate_datasets([self.blocks("test", label, limit=half) for label in ("positive", "negative")])
 
 
 def plan(methods: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
@@ -87,16 +79,16 @@ def run_one(bench: Bench, task: str, method: str, seed: int) -> RunRecord:
     folder = artifacts_dir(profile) / "compare" / f"{task}-{method}-seed{seed}"
     record = train(
         model,
-        bench.blocks("adapter", task, profile.train_reviews),
+        bench.blocks("adapter", task, reviews=profile.train_reviews),
         profile,
         method=method,
         task=task,
-        eval_blocks=bench.evaluation_blocks("validation", task),
+        eval_blocks=bench.blocks("validation", task, limit=profile.eval_blocks),
         folder=folder,
         seed=seed,
     )
     for label in ("positive", "negative"):
-        test = bench.evaluation_blocks("test", label)
+        test = bench.blocks("test", label, limit=profile.eval_blocks)
         record.metrics[f"test_loss_{label}"] = held_out_loss(model, test).to_dict()
         record.metrics[f"base_test_loss_{label}"] = held_out_loss(bench.base, test).to_dict()
     samples = generate(

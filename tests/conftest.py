@@ -40,7 +40,7 @@ def make_tiny_model(layers: int = 2, width: int = 32, seed: int = 0) -> GPT2LMHe
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=300, n_positions=64, n_embd=width, n_layer=layers, n_head=4, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.1,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     with torch.no_grad():

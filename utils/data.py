@@ -183,8 +183,9 @@ def select_reviews(reviews: Dataset, label: str, count: int) -> Dataset:
 def to_blocks(reviews: Dataset, tokenizer: PreTrainedTokenizerBase, block_length: int) -> Dataset:
     """Tokenise with `datasets.map` (cached on disk) and pack: columns input_ids and labels, `block_length` ids each.
 
-    The labels are the ids themselves; GPT-2 shifts them by one inside the model. Raises `DataError` when the
-    reviews do not fill one block.
+    The labels are the ids themselves (GPT-2 shifts them by one inside the model) but for the first of a block, which
+    nothing predicts: -100 there, or the `Trainer`, which divides by the number of labels, reports a loss too low by
+    1 / `block_length`. Raises `DataError` when the reviews do not fill one block.
     """
 
     def tokenise(batch: dict) -> dict:
@@ -194,4 +195,20 @@ def to_blocks(reviews: Dataset, tokenizer: PreTrainedTokenizerBase, block_length
     blocks = pack(tokens["ids"], block_length, tokenizer.eos_token_id)
     if not blocks:
         raise DataError(f"{len(reviews)} reviews do not fill one block of {block_length} tokens: use more reviews")
-    return Dataset.from_dict({"input_ids": blocks, "labels": blocks}).with_format("torch")
+    labels = [[-100, *block[1:]] for block in blocks]
+    return Dataset.from_dict({"input_ids": blocks, "labels": labels}).with_format("torch")
+
+
+def review_blocks(
+    part: Dataset,
+    label: str,
+    tokenizer: PreTrainedTokenizerBase,
+    block_length: int,
+    *,
+    reviews: int | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """`to_blocks` of the first `reviews` (None: all) of one label in a part, at most `limit` blocks of them."""
+    count = list(part["label"]).count(LABELS.index(label)) if reviews is None and label in LABELS else reviews
+    blocks = to_blocks(select_reviews(part, label, count or 0), tokenizer, block_length)
+    return blocks if limit is None else blocks.select(range(min(limit, len(blocks))))

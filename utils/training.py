@@ -7,6 +7,7 @@ held-out blocks, the best step kept) and writes a `RunRecord`. Not for: figures,
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import sys
@@ -63,6 +64,7 @@ def training_arguments(
     profile: Profile, folder: Path, device: torch.device, *, learning_rate: float, steps: int, seed: int
 ) -> TrainingArguments:
     """What a fair run fixes for every method. `data_seed` makes the order of blocks depend on the seed alone."""
+    interval = min(profile.eval_every, steps)
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
@@ -75,11 +77,11 @@ def training_arguments(
         optim="adamw_torch",
         bf16=fast_bf16(device),
         use_cpu=device.type == "cpu",
-        logging_steps=5,
+        logging_steps=max(n for n in range(1, 11) if interval % n == 0),  # no logged mean spans a checkpoint
         eval_strategy="steps",
-        eval_steps=min(profile.eval_every, steps),
+        eval_steps=interval,
         save_strategy="steps",
-        save_steps=min(profile.eval_every, steps),
+        save_steps=interval,
         save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
@@ -114,10 +116,12 @@ def train(
     or the loss is not finite.
     """
     folder = Path(folder)
-    steps, learning_rate = steps or profile.steps, learning_rate or profile.learning_rates[method]
+    steps, learning_rate = steps or profile.steps, learning_rate or profile.learning_rates.get(method)
     counts = count_parameters(model)
     if counts.trainable == 0:
         raise TrainingError("nothing to train: every parameter is frozen. Use attach(model, method) first")
+    if learning_rate is None:
+        raise TrainingError(f"no learning rate for {method!r} in the profile: pass learning_rate=...")
     if len(blocks) < profile.batch_size:
         raise TrainingError(f"{len(blocks)} blocks are less than one batch of {profile.batch_size}: use more reviews")
     config = {
@@ -131,8 +135,6 @@ def train(
         seed=seed, counts={"trainable": counts.trainable, "total": counts.total}, versions=versions, hardware=hardware,
     )  # fmt: skip
     checkpoint = resume_point(folder, record)
-    record.save(folder / RECORD)
-
     set_seed(seed)
     progress = Progress()
     trainer = Trainer(
@@ -145,11 +147,13 @@ def train(
     trainer.remove_callback(PrinterCallback)
     with PeakMemory() as peak:
         if checkpoint is None:
-            trainer.evaluate()  # step 0: the model before training
+            start = trainer.evaluate()["eval_loss"]  # the model before training
+            record.history = check_finite([{"step": 0, "eval_loss": start}])
+        record.save(folder / RECORD)
         trainer.train(resume_from_checkpoint=checkpoint)
     model.eval()
 
-    record.history = readable_history(trainer.state.log_history)
+    record.history = check_finite(record.history[:1] + readable_history(trainer.state.log_history))
     record.metrics = summary(record.history)
     record.time = {"step_seconds_median": statistics.median(progress.seconds), "steps_timed": len(progress.seconds)}
     record.memory = {"peak_bytes": peak.bytes}
@@ -160,7 +164,10 @@ def train(
 
 
 def resume_point(folder: Path, record: RunRecord) -> str | None:
-    """The last checkpoint of an interrupted run of the same configuration; anything else in the way is removed."""
+    """The last checkpoint of an interrupted run of the same configuration, whose history `record` then takes over.
+
+    Checkpoints of any other run are removed.
+    """
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
         return None
@@ -170,13 +177,14 @@ def resume_point(folder: Path, record: RunRecord) -> str | None:
         before = None
     keys = ("method", "task", "config_id", "config", "seed", "versions")
     if before and before.status == "running" and all(getattr(before, k) == getattr(record, k) for k in keys):
-        return get_last_checkpoint(str(checkpoints))
+        record.history = before.history
+        return get_last_checkpoint(str(checkpoints)) if before.history else None
     shutil.rmtree(checkpoints)
     return None
 
 
 def readable_history(log: list[dict]) -> list[dict]:
-    """The Trainer's log as rows `{"step", "train_loss" or "eval_loss"}`; `TrainingError` when a loss is not finite."""
+    """The Trainer's log as one row a step: `{"step", "train_loss" and/or "eval_loss"}`."""
     rows: dict[int, dict] = {}
     for entry in log:
         row = rows.setdefault(entry["step"], {"step": entry["step"]})
@@ -184,22 +192,26 @@ def readable_history(log: list[dict]) -> list[dict]:
             row["train_loss"] = float(entry["loss"])
         if "eval_loss" in entry:
             row["eval_loss"] = float(entry["eval_loss"])
-    history = [rows[step] for step in sorted(rows) if len(rows[step]) > 1]
+    return [rows[step] for step in sorted(rows) if len(rows[step]) > 1]
+
+
+def check_finite(history: list[dict]) -> list[dict]:
+    """The history itself; `TrainingError` names the first step whose loss is NaN or infinite."""
     for row in history:
-        if not all(value == value and abs(value) != float("inf") for value in row.values()):
+        if not all(math.isfinite(value) for value in row.values()):
             raise TrainingError(f"the loss is not finite at step {row['step']}: use a lower learning rate")
     return history
 
 
 def summary(history: list[dict]) -> dict[str, float]:
-    """Held-out loss before training and at the best step (nats per token), and the steps that reached it.
+    """Held-out loss before training and at the best trained step (nats per token), and the steps that reached it.
 
     `steps_to_1_percent` is the first evaluated step whose loss is within 1 % of the best one.
     """
-    evaluated = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
+    start, *evaluated = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
     best_step, best = min(evaluated, key=lambda pair: pair[1])
-    near = next(step for step, loss in evaluated if loss <= 1.01 * best)
-    return {"start_loss": evaluated[0][1], "best_loss": best, "best_step": best_step, "steps_to_1_percent": near}
+    near = next(step for step, loss in [start, *evaluated] if loss <= 1.01 * best)
+    return {"start_loss": start[1], "best_loss": best, "best_step": best_step, "steps_to_1_percent": near}
 
 
 def trainable_bytes(model: torch.nn.Module) -> int:
