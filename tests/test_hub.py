@@ -218,7 +218,7 @@ def test_a_folder_is_taken_as_it_is_and_missing_files_are_named(tmp_path, monkey
 
 @pytest.mark.parametrize(
     "weights",
-    [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", safetensors(100)[:-1], safetensors(100) + b"x",
+    [b"", b"version git-lfs/spec/v1\noid sha256:0\n", safetensors(100)[:-1], safetensors(100) + b"x",
      struct.pack("<Q", 4) + b"[[[[" + b"x" * 9, struct.pack("<Q", 2) + b"{}" + b"x" * 9],
 )  # fmt: skip
 def test_damaged_weights_are_refused(tmp_path, weights):
