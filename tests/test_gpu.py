@@ -1,0 +1,252 @@
+"""Devices, and memory: closed forms against what a real forward pass stores."""
+
+from __future__ import annotations
+
+import subprocess
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, TaskType, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from utils import gpu
+from utils.memory import METHOD_FOOTPRINTS, activation_bytes
+
+MODULES = ["c_attn", "mlp.c_proj"]
+
+
+def model_of(method: str, dropout: float = 0.0, **sizes: int) -> GPT2LMHeadModel:
+    """A GPT-2 in training mode with `method` attached by peft directly, not by the course's own code."""
+    sizes = {"n_layer": 2, "n_embd": 32, "vocab_size": 200, "n_head": 4, "n_positions": 64} | sizes
+    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    model = GPT2LMHeadModel(GPT2Config(**sizes, **drops, bos_token_id=0, eos_token_id=0))
+    if method == "ia3":
+        config = IA3Config(task_type=TaskType.CAUSAL_LM, target_modules=MODULES, feedforward_modules=MODULES[1:],
+                           fan_in_fan_out=True)  # fmt: skip
+        model = get_peft_model(model, config)
+    elif method == "lora":
+        config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=8, target_modules=["c_attn"], fan_in_fan_out=True)
+        model = get_peft_model(model, config)
+    elif method == "bitfit":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.endswith(".bias"))
+    return model.train()
+
+
+def stored_bytes(model: GPT2LMHeadModel, batch: int, length: int) -> int:
+    ids = torch.randint(0, model.config.vocab_size, (batch, length))
+    with gpu.saved_for_backward(model) as saved:
+        model(input_ids=ids, labels=ids, use_cache=False)
+    return saved.bytes
+
+
+@pytest.mark.parametrize("method", sorted(METHOD_FOOTPRINTS))
+@pytest.mark.parametrize("sizes", [{}, {"n_layer": 5, "n_embd": 64}, {"n_layer": 3, "vocab_size": 3000}], ids=str)
+def test_activations_agree_with_a_real_pass(method, sizes):
+    model = model_of(method, **sizes)
+    predicted = activation_bytes(model.config, method, batch=3, length=48)
+    assert predicted == pytest.approx(stored_bytes(model, 3, 48), rel=0.10)
+
+
+@pytest.mark.parametrize("method", sorted(METHOD_FOOTPRINTS))
+def test_dropout_is_counted(method):
+    model = model_of(method, dropout=0.1)
+    predicted = activation_bytes(model.config, method, batch=2, length=64)
+    assert predicted == pytest.approx(stored_bytes(model, 2, 64), rel=0.10)
+    assert predicted > 1.2 * activation_bytes(model_of(method).config, method, batch=2, length=64)
+
+
+def test_ia3_stores_more_activations_than_lora():
+    """The claim "fewer parameters, so less memory" is wrong: 02 says so, here is the measurement."""
+    assert stored_bytes(model_of("ia3"), 3, 48) > stored_bytes(model_of("lora"), 3, 48)
+
+
+@pytest.mark.parametrize("method", sorted(METHOD_FOOTPRINTS))
+def test_gradients_are_those_of_the_trainable_parameters(method):
+    model = model_of(method)
+    estimate = gpu.estimate_memory(model, method, 2, 16, "cpu")
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert estimate.gradients == 4 * trainable
+    assert estimate.optimizer == 8 * trainable
+    assert estimate.weights == 4 * sum(p.numel() for p in model.parameters())
+    parts = (estimate.weights, estimate.gradients, estimate.optimizer, estimate.activations, estimate.working)
+    assert estimate.total == sum(parts)
+
+
+def test_full_size_gpt2_counts():
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config())
+    expected = {"ia3": 64_512, "lora": 294_912, "bitfit": 102_144, "full": 124_439_808}
+    for method, count in expected.items():
+        assert gpu.estimate_memory(model, method, 1, 8, "cpu").gradients == 4 * count
+
+
+def test_saved_bytes_leave_out_parameters_and_count_a_storage_once():
+    layer = torch.nn.Linear(10, 10)
+    x = torch.randn(7, 10)
+    with gpu.saved_for_backward(layer) as saved:
+        layer(x) + layer(x[:3].repeat(1, 1)).sum()
+    assert saved.bytes == 4 * (7 * 10 + 3 * 10)
+    with torch.no_grad(), gpu.saved_for_backward(layer) as saved:
+        layer(x)
+    assert saved.bytes == 0
+
+
+def test_what_does_not_fit_is_refused_with_the_remedy(monkeypatch):
+    model = model_of("ia3")
+    estimate = gpu.estimate_memory(model, "ia3", 4, 32, "cpu")
+    gpu.require_memory(estimate)
+    assert estimate.fits
+    assert str(estimate).endswith("fits")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=estimate.total))
+    tight = gpu.estimate_memory(model, "ia3", 4, 32, "cpu")
+    assert "does NOT fit" in str(tight)
+    with pytest.raises(gpu.GpuError, match=r"smaller than 4, blocks shorter than 32 tokens, or LAB_PROFILE=mini"):
+        gpu.require_memory(tight)
+
+
+def test_unknown_method_is_named():
+    with pytest.raises(gpu.GpuError, match="'magic'; known: ia3, lora"):
+        gpu.estimate_memory(model_of("ia3"), "magic", 1, 8)
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    monkeypatch.delenv("LAB_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """A CUDA device as PyTorch would describe it, for machines that have none."""
+    monkeypatch.delenv("LAB_DEVICE", raising=False)
+    memory = {"free": 10 * 2**30}
+    properties = SimpleNamespace(name="NVIDIA Test", major=8, minor=6)
+    answers = {
+        "is_available": True, "current_device": 0, "is_bf16_supported": True, "synchronize": None,
+        "get_device_properties": properties, "reset_peak_memory_stats": None, "max_memory_allocated": 12345,
+    }  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, _answer=answer, **__: _answer)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (memory["free"], 16 * 2**30))
+    monkeypatch.setattr(gpu, "_driver_version", lambda: "570.1")
+    return memory
+
+
+def test_device_is_cpu_without_cuda(no_cuda, monkeypatch):
+    assert gpu.pick_device().type == "cpu"
+    monkeypatch.setenv("LAB_DEVICE", "auto")
+    assert gpu.pick_device().type == "cpu"
+
+
+@pytest.mark.parametrize("way", ["argument", "environment"])
+def test_cuda_asked_for_and_not_there(no_cuda, monkeypatch, way):
+    if way == "environment":
+        monkeypatch.setenv("LAB_DEVICE", "cuda")
+    with pytest.raises(gpu.GpuError, match=r"CUDA was asked for .* LAB_DEVICE=cpu"):
+        gpu.pick_device("cuda" if way == "argument" else None)
+
+
+def test_misspelt_device_lists_the_choices(monkeypatch):
+    monkeypatch.setenv("LAB_DEVICE", "gpu")
+    with pytest.raises(gpu.GpuError, match="'gpu': set LAB_DEVICE to auto, cpu or cuda"):
+        gpu.pick_device()
+
+
+def test_device_with_cuda(fake_cuda, monkeypatch):
+    assert gpu.pick_device().type == "cuda"
+    monkeypatch.setenv("LAB_DEVICE", "cpu")
+    assert gpu.pick_device().type == "cpu"
+    assert gpu.pick_device("cuda").type == "cuda"
+
+
+def test_report_on_a_gpu(fake_cuda):
+    report = gpu.check_gpu()
+    assert (report.device, report.compute_capability, report.bf16, report.reason) == ("cuda:0", "8.6", True, None)
+    assert "10.0 GiB free of 16.0 GiB" in str(report)
+    assert "no GPU" not in str(report)
+
+
+def test_cuda_memory_is_what_decides_on_cuda(fake_cuda):
+    model = model_of("ia3")
+    assert gpu.estimate_memory(model, "ia3", 2, 16, "cuda").available == 10 * 2**30
+    fake_cuda["free"] = 1000
+    assert not gpu.estimate_memory(model, "ia3", 2, 16, "cuda").fits
+
+
+def test_peak_memory_on_cuda_is_pytorchs_own(fake_cuda):
+    with gpu.PeakMemory() as peak:
+        pass
+    assert peak.bytes == 12345
+
+
+@pytest.mark.parametrize(
+    ("cuda_build", "driver", "reason"),
+    [(None, None, "CPU build"), ("13.0", None, "no NVIDIA driver"), ("13.0", "570.1", "CUDA_VISIBLE_DEVICES")],
+)
+def test_report_says_why_there_is_no_gpu(no_cuda, monkeypatch, cuda_build, driver, reason):
+    monkeypatch.setattr(torch.version, "cuda", cuda_build)
+    monkeypatch.setattr(gpu, "_driver_version", lambda: driver)
+    report = gpu.check_gpu()
+    assert reason in report.reason
+    assert report.device == "cpu"
+    assert 0 < report.memory_free <= report.memory_total
+    assert all(len(line) > 20 for line in str(report).splitlines())
+
+
+def test_report_respects_lab_device(fake_cuda, monkeypatch):
+    monkeypatch.setenv("LAB_DEVICE", "cpu")
+    assert gpu.check_gpu().reason == "LAB_DEVICE=cpu was set"
+
+
+@pytest.mark.parametrize("stdout", ["570.1\n570.1\n", ""])
+def test_driver_version_from_nvidia_smi(monkeypatch, stdout):
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=stdout))
+    assert gpu._driver_version() == (stdout.split()[0] if stdout else None)
+
+
+def test_driver_version_when_nvidia_smi_hangs_or_is_missing(monkeypatch):
+    def hang(*_, **__):
+        raise subprocess.TimeoutExpired("nvidia-smi", 10)
+
+    monkeypatch.setattr(gpu.subprocess, "run", hang)
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: "nvidia-smi")
+    assert gpu._driver_version() is None
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
+    assert gpu._driver_version() is None
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_dtype_and_autocast_follow_the_hardware(monkeypatch, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast})
+    expected = torch.bfloat16 if fast else torch.float32
+    assert gpu.compute_dtype("cpu") == expected
+    with gpu.autocast("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == expected
+
+
+def test_bf16_copies_of_the_weights_are_in_the_estimate(monkeypatch):
+    model, estimates = model_of("ia3"), []
+    for fast in (False, True):
+        monkeypatch.setattr(gpu, "fast_bf16", lambda _, fast=fast: fast)
+        estimates.append(gpu.estimate_memory(model, "ia3", 2, 16, "cpu"))
+    assert estimates[1].working - estimates[0].working == estimates[0].weights // 2
+
+
+def test_peak_memory_on_cpu_sees_a_large_tensor():
+    size = 256 * 2**20
+    with gpu.PeakMemory("cpu") as peak:
+        tensor = torch.ones(size // 4)
+        del tensor
+    assert 0.9 * size < peak.bytes < 4 * size
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(12, "12 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (2**40, "1024.0 GiB")]
+)
+def test_bytes_as_text(count, text):
+    assert gpu.format_bytes(count) == text
