@@ -1,0 +1,152 @@
+"""Judges of positivity: is a text positive or negative, by words or by character n-grams.
+
+Fitted on reviews that no adapter trains on, cut into pieces about as long as generated texts, and stored as data.
+
+Not for: scoring samples (`evaluation.py` does, and passes these names on).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import DatasetDict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from utils.config import Profile, artifacts_dir
+from utils.runs import Estimate
+
+PIECE_WORDS = 60  # reviews are cut into pieces about as long as the texts to be judged
+REGULARISATION = 4.0  # scikit-learn's C
+VECTORIZERS = {
+    "words": {"analyzer": "word", "ngram_range": (1, 2), "max_features": 50_000},
+    "characters": {"analyzer": "char_wb", "ngram_range": (4, 4), "max_features": 50_000},
+}
+
+
+class EvaluationError(ValueError):
+    """The texts, the model or a stored judge cannot be used; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """TF-IDF and logistic regression: P(positive) = sigmoid(tfidf(text) . weights + bias).
+
+    kind: "words" (1-2 word n-grams) or "characters" (4-grams of characters inside words); terms: (features,) n-grams;
+    idf, weights: (features,) float32; bias: log-odds of an empty text.
+    """
+
+    kind: str
+    terms: tuple[str, ...]
+    idf: np.ndarray
+    weights: np.ndarray
+    bias: float
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], labels: Sequence[int], kind: str = "words") -> Judge:
+        """Fit on labelled reviews (label 1 is positive), cut into pieces of `PIECE_WORDS` words."""
+        if len(set(labels)) != 2:
+            raise EvaluationError("a judge needs reviews of both labels, 0 and 1")
+        pieces = [(piece, label) for text, label in zip(texts, labels, strict=True) for piece in cut_pieces(text)]
+        vectorizer = _vectorizer(kind, min_df=3)
+        features = vectorizer.fit_transform([piece for piece, _ in pieces])
+        model = LogisticRegression(C=REGULARISATION, max_iter=300).fit(features, [label for _, label in pieces])
+        idf, weights = vectorizer.idf_.astype(np.float32), model.coef_[0].astype(np.float32)
+        return cls(kind, tuple(vectorizer.get_feature_names_out().tolist()), idf, weights, float(model.intercept_[0]))
+
+    def __post_init__(self) -> None:
+        vectorizer = _vectorizer(self.kind, vocabulary=self.terms)
+        vectorizer.idf_ = self.idf
+        object.__setattr__(self, "_transform", vectorizer.transform)
+
+    def probability(self, texts: Sequence[str]) -> np.ndarray:
+        """P(positive) of each text, (n,) in [0, 1]."""
+        if len(texts) == 0:
+            return np.zeros(0)
+        return 1 / (1 + np.exp(-(self._transform(texts) @ self.weights + self.bias)))
+
+    def is_positive(self, texts: Sequence[str]) -> np.ndarray:
+        """True where P(positive) is above one half, (n,) bool."""
+        return self.probability(texts) > 0.5
+
+    def accuracy(self, texts: Sequence[str], labels: Sequence[int], first_words: int | None = None) -> Estimate:
+        """Share judged as labelled, on whole texts or on the first `first_words` words of each."""
+        texts = [" ".join(text.split()[:first_words]) for text in texts]
+        return wilson_interval(int((self.is_positive(texts) == np.asarray(labels, bool)).sum()), len(texts))
+
+    def save(self, folder: Path) -> None:
+        """Write `folder/judge.safetensors` (numbers, and the n-grams as JSON in its header), replaced atomically."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"idf": self.idf, "weights": self.weights, "bias": np.array([self.bias])}
+        scratch = folder / f"judge.{os.getpid()}.tmp"
+        save_file(tensors, scratch, metadata={"kind": self.kind, "terms": json.dumps(self.terms)})
+        os.replace(scratch, folder / "judge.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> Judge:
+        """Read what `save` wrote. Raises `EvaluationError` when the file is missing, cut off or not a judge."""
+        path = folder / "judge.safetensors"
+        try:
+            with safe_open(path, "numpy") as file:
+                header = file.metadata()
+                idf, weights, bias = (file.get_tensor(name) for name in ("idf", "weights", "bias"))
+            kind, terms = header["kind"], tuple(json.loads(header["terms"]))
+            if not (idf.shape == weights.shape == (len(terms),) and np.isfinite([*idf, *weights, *bias]).all()):
+                raise ValueError("its numbers do not fit its n-grams")
+            return cls(kind, terms, idf, weights, float(bias[0]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise EvaluationError(f"no usable judge at {path}: {error}. Fit it again.") from error
+
+
+def cut_pieces(text: str, words: int = PIECE_WORDS) -> list[str]:
+    """Consecutive pieces of `words` words; a rest of less than half a piece is dropped (a short text is kept)."""
+    split = text.split()
+    starts = range(0, max(1, len(split) - words // 2), words)
+    return [" ".join(split[start : start + words]) for start in starts]
+
+
+def load_judges(profile: Profile, reviews: DatasetDict) -> dict[str, Judge]:
+    """Both judges, `{"words": ..., "characters": ...}`, fitted on `reviews["pretrain"]` alone.
+
+    Fitted once and kept below `artifacts_dir(profile)/judges`, under a fingerprint of the reviews and the settings; a
+    stored judge that cannot be read is fitted again, with a warning.
+    """
+    texts, labels = list(reviews["pretrain"]["text"]), list(reviews["pretrain"]["label"])
+    digest = hashlib.sha256(json.dumps([PIECE_WORDS, REGULARISATION, VECTORIZERS, texts, labels]).encode())
+    judges = {}
+    for kind in VECTORIZERS:
+        folder = artifacts_dir(profile) / "judges" / f"{kind}-{digest.hexdigest()[:12]}"
+        try:
+            judges[kind] = Judge.load(folder)
+        except EvaluationError as error:
+            if folder.exists():
+                warnings.warn(f"fitting the judge again: {error}", stacklevel=2)
+            judges[kind] = Judge.fit(texts, labels, kind)
+            judges[kind].save(folder)
+    return judges
+
+
+def _vectorizer(kind: str, **options) -> TfidfVectorizer:
+    if kind not in VECTORIZERS:
+        raise EvaluationError(f"unknown kind of judge {kind!r}: choose from {', '.join(VECTORIZERS)}")
+    return TfidfVectorizer(lowercase=True, sublinear_tf=True, dtype=np.float32, **VECTORIZERS[kind], **options)
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> Estimate:
+    """Share `successes / n` with the Wilson score interval (Wilson 1927), 95 % by default."""
+    if not 0 <= successes <= n or n == 0:
+        raise EvaluationError(f"a share needs 0 <= successes <= n and n > 0, got {successes} of {n}")
+    share, weight = successes / n, z * z / n
+    centre = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
