@@ -185,7 +185,7 @@ def cost_vs_quality(
         ax.errorbar(
             row[cost], value, [[value - low], [high - value]], color=colour, marker=marker, markersize=9, capsize=4
         )
-        ax.annotate(label, (row[cost], value), (8, 7), textcoords="offset points", bbox=WHITE)
+        ax.annotate(label, (row[cost], high), (0, 6), textcoords="offset points", ha="center")
     front = pareto_front([(row[cost], sign * _interval(row[quality])[0]) for row in paid])
     ax.plot([paid[i][cost] for i in front], [_interval(paid[i][quality])[0] for i in front], color=GREY, linewidth=1,
             zorder=0, label="Pareto front: nothing cheaper is better")  # fmt: skip
