@@ -34,7 +34,7 @@ def line(ax, label):
 def dial_rows(curves=("dial", "contrast"), seeds=(0, 1), strengths=(-1, 0, 1, 2)):
     return [
         {
-            "seed": seed, "curve": curve, "strength": a, "perplexity": Estimate(100 + 10 * a * a, 95, 150, 9).to_dict(),
+            "seed": seed, "curve": curve, "strength": a, "held_out_loss": Estimate(4.5 + 0.1 * a * a, 4, 5, 9).to_dict(),
             "positivity": Estimate(0.5 + 0.1 * a + 0.02 * seed, 0.1, 0.9, 9),
             "positivity_chars": Estimate(0.5 + 0.05 * a, 0.1, 0.9, 9).to_dict(),
         }
@@ -65,7 +65,7 @@ def test_dial_perplexity_is_relative_to_the_base():
     low = plots.dial_figure(dial_rows()).figure.axes[1]
     data = [drawn for drawn in low.get_lines() if len(drawn.get_xdata()) == 4]
     assert len(data) == 2
-    assert np.allclose(data[0].get_ydata(), [1.1, 1.0, 1.1, 1.4])
+    assert np.allclose(data[0].get_ydata(), np.exp([0.1, 0, 0.1, 0.4]))
     assert labelled(low)
 
 

@@ -5,6 +5,7 @@ For: `dial_figure`. Not for: measuring the points (`steering.py`), other figures
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,10 @@ Points = dict[float, list[Estimate]]  # strength -> one estimate a seed
 
 
 def dial_figure(rows: Sequence[Mapping[str, object]]) -> Axes:
-    """Positivity of the generated text, and its perplexity as a multiple of the base's, against the strength a.
+    """Positivity of the generated text, and the held-out perplexity as a multiple of the base's, against the strength a.
 
-    A row is one point: `strength`, `positivity` and `positivity_chars` (shares, 0 to 1) and `perplexity`, each an
-    Estimate or its dict; where there are several also `curve` ("dial" or "contrast") and `seed`. Lines are means over
+    A row is one point: `strength`, `positivity` and `positivity_chars` (shares, 0 to 1) and `held_out_loss` (nats per
+    token of the turned model on real reviews), each an Estimate or its dict; where there are several also `curve` ("dial" or "contrast") and `seed`. Lines are means over
     seeds; a band covers the 95 % intervals of all seeds. Returns the upper Axes. Raises ValueError where a curve has
     no row at strength 0, the base model that perplexity is compared with.
     """
@@ -41,7 +42,7 @@ def dial_figure(rows: Sequence[Mapping[str, object]]) -> Axes:
         for score in JUDGES:
             _line(top, _by_strength(points, score), name, JUDGES[score], band=score == "positivity")
         _end_values(top, _by_strength(points, "positivity"), CURVES[name][1])
-        _line(low, _relative(points), name, "-", band=True)
+        _line(low, _relative(points), name, "-", band=False)
     _landmarks(top, low)
     _legends(top, list(curves))
     return top
@@ -56,15 +57,19 @@ def _by_strength(rows: Sequence[Mapping[str, object]], key: str) -> Points:
 
 
 def _relative(rows: Sequence[Mapping[str, object]]) -> Points:
-    """Perplexity divided by that of the same seed at strength 0 (taken as exact)."""
+    """Held-out perplexity divided by that of the same seed at strength 0: exp of the difference in loss.
+
+    No interval: the losses are on the same blocks, so the intervals of the levels say little about the ratio.
+    """
     points: Points = defaultdict(list)
     for seed in sorted({row.get("seed", 0) for row in rows}):
-        own = _by_strength([row for row in rows if row.get("seed", 0) == seed], "perplexity")
+        own = _by_strength([row for row in rows if row.get("seed", 0) == seed], "held_out_loss")
         if 0 not in own:
             raise ValueError("a dial curve needs the base model: measure strength 0 as well")
         base = own[0][0].value
-        for strength, (e, *_) in own.items():
-            points[strength].append(Estimate(e.value / base, e.low / base, e.high / base, e.n))
+        for strength, (loss, *_) in own.items():
+            ratio = math.exp(loss.value - base)
+            points[strength].append(Estimate(ratio, ratio, ratio, loss.n))
     return dict(sorted(points.items()))
 
 
@@ -101,7 +106,7 @@ def _landmarks(top: Axes, low: Axes) -> None:
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     top.yaxis.set_major_locator(MultipleLocator(0.25))
     low.axhline(1, color=BLACK, linewidth=1)
-    low.set(ylabel="perplexity\n(x base model)", xlabel="← more negative        strength a        more positive →")
+    low.set(ylabel="held-out perplexity\n(x base model)", xlabel="← more negative        strength a        more positive →")
     low.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
     low.xaxis.set_major_locator(MultipleLocator(1))
 

@@ -7,6 +7,7 @@ Not for: training, or drawing the curve (`plots.dial_figure`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 from datasets import Dataset
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from utils.config import ASSETS, Profile
 from utils.adapters import scaling_vectors, set_scaling_vectors
 from utils.evaluation import SCORE_OF_JUDGE, fluency, held_out_loss, positivity
 from utils.generation import generate
@@ -65,3 +67,14 @@ def strength_sweep(
     finally:
         set_scaling_vectors(model, before, model.active_adapter)
     return rows
+
+
+def load_reference_dial(profile: Profile, fingerprint: str) -> tuple[list[dict], str | None]:
+    """Rows of the committed dial of this profile, or none and the reason: no record, or another configuration or base."""
+    path = ASSETS / "runs" / profile.name / "dial.json"
+    if not path.exists():
+        return [], f"no reference run of the dial for profile {profile.name}: not measured"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if (record["config_id"], record["base"]) != (profile.config_id(), fingerprint):
+        return [], f"{path.name} was made with another configuration or base model: not used"
+    return record["rows"], None

@@ -1,0 +1,70 @@
+"""The dial: it moves the vectors as said, measures what it says, and puts everything back."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from datasets import Dataset
+
+from utils import steering
+from utils.adapters import attach, scaling_vectors
+from utils.config import PROFILES
+from utils.data import to_blocks
+from utils.evaluation import held_out_loss
+from utils.judges import Judge
+
+
+@pytest.fixture
+def model():
+    model = attach(make_tiny_model(), "ia3").eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="module")
+def judge(reviews):
+    return Judge.fit([row["text"] for row in reviews], [row["label"] for row in reviews], "words")
+
+
+def sweep(model, tokenizer, reviews, judge, strengths):
+    blocks = to_blocks(Dataset.from_list(reviews), tokenizer, 16).select(range(4))
+    rows = steering.strength_sweep(
+        model, partial(steering.dial, scaling_vectors(model)), strengths, prompts=["I saw", "the acting"], samples=3,
+        new_tokens=12, judges={"words": judge}, blocks=blocks, tokenizer=tokenizer, progress=False,
+    )  # fmt: skip
+    return rows, blocks
+
+
+def test_sweep_measures_each_strength_and_puts_the_vectors_back(model, tokenizer, reviews, judge):
+    before = scaling_vectors(model)
+    rows, blocks = sweep(model, tokenizer, reviews, judge, (0, 1, -2))
+    assert [row["strength"] for row in rows] == [0.0, 1.0, -2.0]
+    assert set(rows[0]) == {"strength", "positivity", "perplexity", "held_out_loss"}
+    assert rows[0]["held_out_loss"].value == pytest.approx(held_out_loss(make_tiny_model(), blocks).value, abs=1e-6)
+    assert rows[1]["held_out_loss"].value == pytest.approx(held_out_loss(model, blocks).value, abs=1e-6)
+    assert len({row["held_out_loss"].value for row in rows}) == 3
+    assert all(torch.equal(scaling_vectors(model)[key], before[key]) for key in before)
+
+
+def test_sweep_puts_the_vectors_back_after_an_error(model, tokenizer, reviews, judge):
+    before = scaling_vectors(model)
+    with pytest.raises(TypeError):
+        sweep(model, tokenizer, reviews, judge, (2, None))
+    assert all(torch.equal(scaling_vectors(model)[key], before[key]) for key in before)
+
+
+def test_reference_dial_says_why_it_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setattr(steering, "ASSETS", tmp_path)
+    profile = PROFILES["mini"]
+    assert steering.load_reference_dial(profile, "f")[1].endswith("not measured")
+    path = tmp_path / "runs" / "mini" / "dial.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"config_id": profile.config_id(), "base": "f", "rows": [{"strength": 0}]}))
+    assert steering.load_reference_dial(profile, "f") == ([{"strength": 0}], None)
+    assert "another configuration or base" in steering.load_reference_dial(profile, "g")[1]
