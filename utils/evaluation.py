@@ -90,7 +90,7 @@ def diversity(samples: Sequence[Sample]) -> dict[str, Estimate]:
 
     distinct_1, distinct_2: different n-grams / n-grams over all texts of a prompt (Li et al. 2016), mean over prompts;
     they fall with the number and length of the texts, so compare equal sets only. repeated_4grams: share of 4-grams
-    that occurred before in the same text.
+    that occurred before in the same text. Texts too short for any n-gram repeat nothing: n = 0, interval [0, 1].
     """
     texts = [(sample.prompt_index, _words(sample.text)) for sample in _judged(samples)]
     scores = {}
@@ -99,10 +99,11 @@ def diversity(samples: Sequence[Sample]) -> dict[str, Estimate]:
         for index, words in texts:
             groups.setdefault(index, []).extend(_ngrams(words, n))
         shares = [len(set(grams)) / len(grams) for grams in groups.values() if grams]
-        scores[f"distinct_{n}"] = bootstrap_interval(shares)
-    grams = [_ngrams(words, 4) for _, words in texts]
-    repeated = [len(of_text) - len(set(of_text)) for of_text in grams]
-    scores["repeated_4grams"] = bootstrap_interval(repeated, [len(of_text) for of_text in grams])
+        scores[f"distinct_{n}"] = bootstrap_interval(shares) if shares else Estimate(1.0, 0.0, 1.0, 0)
+    found = [grams for _, words in texts if (grams := _ngrams(words, 4))]
+    repeated = [len(grams) - len(set(grams)) for grams in found]
+    counts = [len(grams) for grams in found]
+    scores["repeated_4grams"] = bootstrap_interval(repeated, counts) if found else Estimate(0.0, 0.0, 1.0, 0)
     return scores
 
 
