@@ -34,6 +34,8 @@ sys.path.insert(0, str(ROOT))
 from utils.data import CSV_PACKAGE, pack, read_packaged_reviews, split_reviews  # noqa: E402
 
 END_OF_TEXT = "<|endoftext|>"
+HISTORY_EVERY = 100  # steps a row of the history
+EVALUATE_EVERY = 500  # steps; on the first 128 validation blocks
 
 
 @dataclass(frozen=True)
@@ -250,9 +252,9 @@ def train(recipe: Recipe, folder: Path, save_every: float, compile_model: bool) 
             optimizer.zero_grad(set_to_none=True)
         recent.append(loss.item())
         last = step + 1 == total
-        if (step + 1) % 100 == 0 or last:
+        if (step + 1) % HISTORY_EVERY == 0 or last:
             row = {"step": step + 1, "loss": round(sum(recent) / len(recent), 4)}
-            if (step + 1) % 500 == 0 or last:
+            if (step + 1) % EVALUATE_EVERY == 0 or last:
                 part = blocks["validation"] if last else blocks["validation"][:128]
                 row["validation_bits_per_byte"] = round(bits_per_byte(model, part, bytes_of, device), 4)
                 tqdm.write(json.dumps(row))
