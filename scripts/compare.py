@@ -15,90 +15,42 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.adapters import (  # noqa: E402
-    AdapterLibrary,
-    attach,
-    base_fingerprint,
-    load_base,
-    save_adapter,
-    scaling_vectors,
-)
-from utils.config import ASSETS, Profile, artifacts_dir, describe, load_profile, quiet  # noqa: E402
-from utils.data import PROMPTS, load_reviews, review_blocks  # noqa: E402
-from utils.evaluation import evaluate_samples, held_out_loss, load_judges  # noqa: E402
-from utils.generation import generate  # noqa: E402
+from utils.adapters import AdapterLibrary, load_base, scaling_vectors  # noqa: E402
+from utils.comparison import COMPARED, Bench, measure_run  # noqa: E402
+from utils.config import ASSETS, artifacts_dir, describe, load_profile, quiet  # noqa: E402
+from utils.data import PROMPTS  # noqa: E402
 from utils.runs import Estimate, RunError, RunRecord, write_json  # noqa: E402
 from utils.steering import contrast, dial, strength_sweep  # noqa: E402
-from utils.training import train  # noqa: E402
 
-METHODS = ("ia3", "lora", "full")
 STRENGTHS = {"dial": (-3, -2, -1, 0, 1, 2, 3, 5), "contrast": (-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3)}
 SEEDS = (0, 1, 2)
 
 
-class Bench:
-    """Base model, blocks and judges of a profile, loaded once for all runs."""
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
-        self.reviews = load_reviews(profile)
-        self.base, self.tokenizer = load_base(profile)
-        self.fingerprint = base_fingerprint(self.base)
-        self.judges = load_judges(profile, self.reviews)
-
-    def blocks(self, part: str, label: str, **options: int):
-        """Packed blocks of one label in one part; options as for `review_blocks`."""
-        return review_blocks(self.reviews[part], label, self.tokenizer, self.profile.block_length, **options)
-
-    def mixed_test_blocks(self):
-        """Half positive, half negative test blocks: what steering costs on ordinary reviews."""
-        half = self.profile.eval_blocks // 2
-        return concatenate_datasets([self.blocks("test", label, limit=half) for label in ("positive", "negative")])
-
-
 def plan(methods: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
-    """(task, method, seed) of every run: all methods on positive reviews, (IA)³ on negative ones too."""
+    """(task, method, seed) of every run: the base and all methods on positive reviews, (IA)³ on negative ones too."""
     runs = [("positive", method, seed) for seed in seeds for method in methods]
     return runs + [("negative", "ia3", seed) for seed in seeds if "ia3" in methods]
 
 
+def mixed_test_blocks(bench: Bench) -> Dataset:
+    """Half positive, half negative test blocks: what steering costs on ordinary reviews."""
+    half = bench.profile.eval_blocks // 2
+    return concatenate_datasets([bench.blocks("test", label, limit=half) for label in ("positive", "negative")])
+
+
 def run_one(bench: Bench, task: str, method: str, seed: int) -> RunRecord:
-    """Train and measure one run. Validation chooses the step, test reviews are only reported."""
-    profile = replace(bench.profile, seed=seed)
-    base, tokenizer = load_base(profile)
-    model = attach(base, method, seed)
-    folder = artifacts_dir(profile) / "compare" / f"{task}-{method}-seed{seed}"
-    record = train(
-        model,
-        bench.blocks("adapter", task, reviews=profile.train_reviews),
-        profile,
-        method=method,
-        task=task,
-        eval_blocks=bench.blocks("validation", task, limit=profile.eval_blocks),
-        folder=folder,
-        seed=seed,
-    )
-    for label in ("positive", "negative"):
-        test = bench.blocks("test", label, limit=profile.eval_blocks)
-        record.metrics[f"test_loss_{label}"] = held_out_loss(model, test).to_dict()
-        record.metrics[f"base_test_loss_{label}"] = held_out_loss(bench.base, test).to_dict()
-    samples = generate(
-        model, tokenizer, PROMPTS, samples=profile.samples_per_prompt, new_tokens=profile.new_tokens, seed=seed
-    )
-    scores = evaluate_samples(samples, bench.judges, bench.base, bench.tokenizer)
-    record.metrics |= {name: estimate.to_dict() for name, estimate in scores.items()}
-    if method == "ia3":
-        save_adapter(model, tokenizer, ASSETS / "adapters" / profile.name / f"{task}-seed{seed}")
-    return record
+    """One measured run; an (IA)³ adapter goes to `assets/adapters`."""
+    folder = artifacts_dir(bench.profile) / "compare" / f"{task}-{method}-seed{seed}"
+    adapter = ASSETS / "adapters" / bench.profile.name / f"{task}-seed{seed}"
+    return measure_run(bench, task, method, seed, folder, adapter_folder=adapter)
 
 
 def run_all(bench: Bench, runs: list[tuple[str, str, int]]) -> None:
@@ -132,7 +84,7 @@ def check_fits(path: Path, bench: Bench) -> None:
 
 
 def run_dial(bench: Bench, seeds: list[int]) -> None:
-    """`dial.json`: positivity and perplexity against the strength, of one adapter and of the contrast, for every seed."""
+    """`dial.json`: what `strength_sweep` measures, of one adapter and of the contrast of two, for every seed."""
     path = ASSETS / "runs" / bench.profile.name / "dial.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     header = {"config_id": bench.profile.config_id(), "base": bench.fingerprint}
@@ -158,7 +110,7 @@ def sweep_seed(bench: Bench, seed: int) -> list[dict]:
     curves = {"dial": partial(dial, positive), "contrast": partial(contrast, positive, negative)}
     options = {
         "prompts": PROMPTS, "samples": bench.profile.samples_per_prompt, "new_tokens": bench.profile.new_tokens,
-        "judges": bench.judges, "blocks": bench.mixed_test_blocks(), "tokenizer": bench.tokenizer, "seed": seed,
+        "judges": bench.judges, "blocks": mixed_test_blocks(bench), "tokenizer": bench.tokenizer, "seed": seed,
     }  # fmt: skip
     rows = []
     with library.use("positive") as model:
@@ -172,7 +124,7 @@ def sweep_seed(bench: Bench, seed: int) -> list[dict]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(COMPARED), choices=COMPARED)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--only", choices=("runs", "dial"))
     options = parser.parse_args()

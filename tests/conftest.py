@@ -44,7 +44,7 @@ def make_tiny_model(layers: int = 2, width: int = 32, seed: int = 0) -> GPT2LMHe
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()

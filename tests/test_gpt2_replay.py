@@ -16,7 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT.parent / "shared" / "data" / "tokenizers" / "gpt2" / "tokenizer.json"
-FEW = "steps=2,eval_every=1,train_reviews=40,eval_blocks=4,batch_size=2,block_length=64,samples_per_prompt=1,new_tokens=8"
+FEW = (
+    "steps=2,eval_every=1,train_reviews=40,eval_blocks=4,batch_size=2,block_length=64,samples_per_prompt=1,new_tokens=8"
+)
 
 
 def make_gpt2_folder(folder: Path) -> Path:

@@ -17,7 +17,9 @@ RECIPE = pretrain.Recipe(
 @pytest.fixture(autouse=True)
 def few_reviews(monkeypatch, reviews):
     monkeypatch.setattr(pretrain, "read_packaged_reviews", lambda: iter(reviews))
-    monkeypatch.setattr(pretrain, "split_reviews", lambda rows: dict.fromkeys(("pretrain", "validation", "test"), list(rows)))
+    monkeypatch.setattr(
+        pretrain, "split_reviews", lambda rows: dict.fromkeys(("pretrain", "validation", "test"), list(rows))
+    )
     yield
     torch.optim._muon._zeropower_via_newtonschulz = ORIGINAL
 

@@ -29,7 +29,9 @@ def blocks(reviews, tokenizer) -> Dataset:
 def run(blocks, folder, method="ia3", model=None, **options):
     model = model or attach(make_tiny_model(), method)
     evaluation = blocks.select(range(min(8, len(blocks))))
-    return model, training.train(model, blocks, PROFILE, method=method, eval_blocks=evaluation, folder=folder, **options)
+    return model, training.train(
+        model, blocks, PROFILE, method=method, eval_blocks=evaluation, folder=folder, **options
+    )
 
 
 @pytest.mark.parametrize("method", ["ia3", "lora", "full"])

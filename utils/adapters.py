@@ -138,7 +138,7 @@ def count_parameters(model: torch.nn.Module) -> ParameterCount:
 
 
 def predict_gpt2_groups(config: GPT2Config) -> dict[str, int]:
-    """Closed form of GPT-2's parameters, d wide, L layers: attention L(4d²+4d), feed-forward L(8d²+5d), norms (4L+2)d."""
+    """Closed form for L layers of width d: attention L(4d²+4d), feed-forward L(8d²+5d), layer norms (4L+2)d."""
     d, layers = config.n_embd, config.n_layer
     return {
         "token embedding": config.vocab_size * d,  # the output head is the same matrix
@@ -185,7 +185,7 @@ def ia3_parameters(model: torch.nn.Module, name: str = "default") -> dict[str, t
 
 
 def scaling_vectors(model: torch.nn.Module, name: str = "default") -> dict[str, Tensor]:
-    """Copies of the learned vectors on the CPU: `"<layer>.attention"` (3d,) for q, k, v; `"<layer>.feedforward"` (4d,)."""
+    """Copies of the vectors on the CPU: `"<layer>.attention"` (3d,) for q, k, v; `"<layer>.feedforward"` (4d,)."""
     return {key: p.detach().flatten().cpu().clone() for key, p in ia3_parameters(model, name).items()}
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from utils.config import ASSETS, Profile
 from utils.adapters import scaling_vectors, set_scaling_vectors
+from utils.config import ASSETS, Profile
 from utils.evaluation import SCORE_OF_JUDGE, fluency, held_out_loss, positivity
 from utils.generation import generate
 from utils.judges import Judge
@@ -50,7 +50,7 @@ def strength_sweep(
     seed: int = 0,
     progress: bool = True,
 ) -> list[dict[str, float | Estimate]]:
-    """One row a strength: `strength`, a positivity per judge, `perplexity`, `held_out_loss`, of the model with those vectors.
+    """One row a strength: `strength`, a positivity per judge, `perplexity` and `held_out_loss` with those vectors.
 
     `perplexity` is that of the generated text under the bare base; `held_out_loss` (nats per token) is the steered
     model's own on `blocks`, whose growth is the price of steering. The same seed at every strength; the model's
@@ -70,7 +70,7 @@ def strength_sweep(
 
 
 def load_reference_dial(profile: Profile, fingerprint: str) -> tuple[list[dict], str | None]:
-    """Rows of the committed dial of this profile, or none and the reason: no record, or another configuration or base."""
+    """Rows of this profile's committed dial, or none and the reason: no record, another configuration or base."""
     path = ASSETS / "runs" / profile.name / "dial.json"
     if not path.exists():
         return [], f"no reference run of the dial for profile {profile.name}: not measured"

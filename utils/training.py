@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save as to_safetensors
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -42,21 +42,30 @@ class Progress(TrainerCallback):
         self.seconds: list[float] = []
         self.started = 0.0
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Open the bar; after a resume it starts where the run was."""
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, file=sys.stdout, leave=False, unit="step")
 
-    def on_step_begin(self, args, state, control, **_):
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Start the clock."""
         self.started = time.perf_counter()
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Stop the clock, move the bar."""
         self.seconds.append(time.perf_counter() - self.started)
         self.bar.update()
 
-    def on_evaluate(self, args, state, control, metrics, **_):
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict, **_: object
+    ) -> None:
+        """Print the held-out loss; the evaluation before the first step has no bar yet."""
         if self.bar is not None:
             self.bar.write(f"step {state.global_step:>5}   held-out loss {metrics['eval_loss']:.4f}", file=sys.stdout)
 
-    def on_train_end(self, args, state, control, **_):
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Close the bar."""
         self.bar.close()
 
 
@@ -216,4 +225,6 @@ def summary(history: list[dict]) -> dict[str, float]:
 
 def trainable_bytes(model: torch.nn.Module) -> int:
     """Size in bytes of a safetensors file with the trainable parameters, in memory; nothing is written."""
-    return len(to_safetensors({n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}))
+    return len(
+        to_safetensors({n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad})
+    )
