@@ -1,0 +1,177 @@
+"""Runs of several methods that may be compared: made in one way, loaded with a check, averaged over seeds.
+
+For: `measure_run` (train one method, then measure it: the same for `scripts/compare.py` and for 04 where no reference
+run fits), `comparison_runs`, which hands 04 its records and says whose they are, `summarise`. Not for: training
+itself (`training.py`), a metric (`evaluation.py`), a file (`runs.py`), a figure (`plots.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from datasets import Dataset
+
+from utils.adapters import attach, base_fingerprint, count_parameters, load_base, save_adapter
+from utils.config import ASSETS, Profile, artifacts_dir
+from utils.data import PROMPTS, load_reviews, review_blocks
+from utils.evaluation import evaluate_samples, held_out_loss, load_judges
+from utils.generation import generate
+from utils.gpu import estimate_memory, fast_bf16, require_memory
+from utils.runs import Estimate, RunError, RunRecord, environment, load_runs, mean_interval
+from utils.training import train
+
+COMPARED = ("base", "ia3", "lora", "full")  # "base" trains nothing: the level that every method starts from
+
+
+class Bench:
+    """What all runs of a profile share, loaded once: reviews, the clean base, its fingerprint, the judges."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.reviews = load_reviews(profile)
+        self.base, self.tokenizer = load_base(profile)
+        self.fingerprint = base_fingerprint(self.base)
+        self.judges = load_judges(profile, self.reviews)
+
+    def blocks(self, part: str, label: str, **options: int) -> Dataset:
+        """Packed blocks of one label in one part; options as for `review_blocks`."""
+        return review_blocks(self.reviews[part], label, self.tokenizer, self.profile.block_length, **options)
+
+
+def measure_run(
+    bench: Bench, task: str, method: str, seed: int, folder: Path | str, adapter_folder: Path | str | None = None
+) -> RunRecord:
+    """Train `method` on reviews of `task` and measure it. Validation chooses the step, test reviews are only reported.
+
+    Checkpoints and the bare training record go to `folder`; an interrupted training there is taken up again. An
+    (IA)³ adapter is saved to `adapter_folder` where one is given. Raises GpuError where it would not fit in memory.
+    """
+    profile = replace(bench.profile, seed=seed)
+    model = attach(load_base(profile)[0], method, seed)
+    if method == "base":
+        record = _untrained(bench, model, task, seed)
+    else:
+        require_memory(estimate_memory(model, method, profile.batch_size, profile.block_length))
+        record = train(
+            model,
+            bench.blocks("adapter", task, reviews=profile.train_reviews),
+            profile,
+            method=method,
+            task=task,
+            eval_blocks=bench.blocks("validation", task, limit=profile.eval_blocks),
+            folder=folder,
+            seed=seed,
+        )
+    record.config |= {"bf16": fast_bf16(model.device), "samples": profile.samples_per_prompt * len(PROMPTS),
+                      "new_tokens": profile.new_tokens}  # fmt: skip
+    record.metrics |= _measure(bench, model, seed)
+    if method == "ia3" and adapter_folder is not None:
+        save_adapter(model, bench.tokenizer, adapter_folder)
+    return record
+
+
+def _untrained(bench: Bench, model: object, task: str, seed: int) -> RunRecord:
+    """The record of the base: nothing trained, nothing to store."""
+    versions, hardware = environment()
+    counts = {"trainable": 0, "total": count_parameters(model).total}
+    return RunRecord(
+        status="finished", method="base", task=task, profile=bench.profile.name, config_id=bench.profile.config_id(),
+        config={"base": bench.fingerprint}, seed=seed, counts=counts, versions=versions, hardware=hardware,
+    )  # fmt: skip
+
+
+def _measure(bench: Bench, model: object, seed: int) -> dict[str, dict]:
+    """Loss on test reviews of both labels, the base's beside it, and every score of generated text."""
+    profile, measured = bench.profile, {}
+    for label in ("positive", "negative"):
+        test = bench.blocks("test", label, limit=profile.eval_blocks)
+        measured[f"test_loss_{label}"] = held_out_loss(model, test)
+        measured[f"base_test_loss_{label}"] = held_out_loss(bench.base, test)
+    options = {"samples": profile.samples_per_prompt, "new_tokens": profile.new_tokens, "seed": seed}
+    samples = generate(model, bench.tokenizer, PROMPTS, **options)
+    measured |= evaluate_samples(samples, bench.judges, bench.base, bench.tokenizer)
+    return {name: estimate.to_dict() for name, estimate in measured.items()}
+
+
+def usable_runs(folder: Path, profile: Profile, fingerprint: str) -> tuple[list[RunRecord], list[str]]:
+    """The records in `folder` of this configuration *and* this base model, and why each other one was left out."""
+    try:
+        found, excluded = load_runs(folder, config_id=profile.config_id())
+    except RunError:
+        return [], [f"no run records for profile {profile.name}"]
+    other = [r for r in found if r.config.get("base") != fingerprint]
+    excluded += [f"{r.task}-{r.method}-seed{r.seed}: made with another base model" for r in other]
+    return [r for r in found if r not in other], excluded
+
+
+def comparison_runs(
+    profile: Profile, fingerprint: str, methods: Sequence[str] = COMPARED, assets: Path = ASSETS
+) -> tuple[list[RunRecord], str, list[str]]:
+    """Runs of all `methods` on positive reviews: (records in the order of `methods`, whose they are, what is left out).
+
+    Reference runs where there is at least one that fits for *every* method. Else one seed of each method is trained
+    here, the same way (minutes; kept under `artifacts_dir(profile)/compare`, so that a second call only loads them).
+    """
+    records, excluded = usable_runs(assets / "runs" / profile.name, profile, fingerprint)
+    if missing := [m for m in methods if m not in {r.method for r in records if r.task == "positive"}]:
+        excluded.append(f"no reference run that fits for: {', '.join(missing)}")
+        records, source = runs_made_here(profile, fingerprint, methods), "trained on this computer, one seed"
+    else:
+        source = "reference run"
+    chosen = [r for m in methods for r in records if r.method == m and r.task == "positive"]
+    return chosen, source, excluded
+
+
+def runs_made_here(profile: Profile, fingerprint: str, methods: Sequence[str]) -> list[RunRecord]:
+    """One run of each method with the profile's seed, trained now unless it is there already."""
+    folder = artifacts_dir(profile) / "compare"
+    have, _ = usable_runs(folder / "records", profile, fingerprint)
+    records, bench = [r for r in have if r.seed == profile.seed], None
+    for method in methods:
+        if method in {r.method for r in records}:
+            continue
+        print(f"no record for {method}: making one")
+        bench = bench or Bench(profile)
+        name = f"positive-{method}-seed{profile.seed}"
+        record = measure_run(bench, "positive", method, profile.seed, folder / name)
+        record.save(folder / "records" / f"{name}.json")
+        records.append(record)
+    return records
+
+
+def summarise(records: Sequence[RunRecord], metrics: Sequence[str]) -> list[dict[str, object]]:
+    """One row a method, in order of first appearance: `method`, each metric's mean over seeds with its 95 % interval.
+
+    With one seed only, the run's own interval. A metric that no run of the method has is None.
+    """
+    rows = []
+    for method in dict.fromkeys(record.method for record in records):
+        runs = [record for record in records if record.method == method]
+        rows.append({"method": method} | {name: _over_seeds([run.value(name) for run in runs]) for name in metrics})
+    return rows
+
+
+def _over_seeds(values: list) -> object:
+    values = [value for value in values if value is not None]
+    if len(values) < 2:
+        return values[0] if values else None
+    if len(set(values)) == 1 and not isinstance(values[0], Estimate):
+        return values[0]  # a count: the same for every seed
+    return mean_interval([value.value if isinstance(value, Estimate) else value for value in values])
+
+
+def paired_difference(records: Sequence[RunRecord], method: str, other: str, metric: str) -> Estimate:
+    """`method` minus `other`, seed by seed (equal seeds saw the same blocks in the same order), with its interval.
+
+    Raises RunError where no seed has both.
+    """
+    values: dict[str, dict[int, float]] = {method: {}, other: {}}
+    for record in records:
+        if record.method in values and (value := record.value(metric)) is not None:
+            values[record.method][record.seed] = value.value if isinstance(value, Estimate) else value
+    common = sorted(values[method].keys() & values[other].keys())
+    if not common:
+        raise RunError(f"no seed has {metric} of both {method} and {other}")
+    return mean_interval([values[method][seed] - values[other][seed] for seed in common])
