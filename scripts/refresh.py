@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in [find_notebook(name) for name in options.notebooks]:
             refresh(path, options.timeout)
     except ReplayError as error:
-        print(f"\nFAILED {error}\nNo notebook was changed by that; what ran is in {ROOT / 'build' / 'refresh'}", file=sys.stderr)
+        kept = ROOT / "build" / "refresh"
+        print(f"\nFAILED {error}\nNo notebook was changed by that; what ran is in {kept}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted. The notebook that was running was left as it was.", file=sys.stderr)

@@ -133,6 +133,7 @@ def execute(notebook: NotebookNode, path: Path, timeout: int) -> Progress:
         notebook,
         timeout=timeout,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # the kernel's own notes would stand between the cells
         resources={"metadata": {"path": str(path.parent)}},
         coalesce_streams=True,
         record_timing=False,
