@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -56,6 +57,25 @@ def test_dropout_is_counted(method):
     predicted = activation_bytes(model.config, method, batch=2, length=64)
     assert predicted == pytest.approx(stored_bytes(model, 2, 64), rel=0.05)
     assert predicted > 1.2 * activation_bytes(model_of(method).config, method, batch=2, length=64)
+
+
+def peak_of_a_step(model: GPT2LMHeadModel, batch: int, length: int) -> int:
+    """Most bytes that the allocator had given out at once during forward and backward, as the profiler saw them."""
+    ids = torch.randint(0, model.config.vocab_size, (batch, length))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as trace:
+        output = model(input_ids=ids, labels=ids, use_cache=False)  # holds the logits
+        output.loss.backward()
+    changes = [e.nbytes() for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return int(np.cumsum(changes).max())
+
+
+@pytest.mark.parametrize("method", ["ia3", "lora", "full"])
+def test_the_whole_estimate_agrees_with_the_allocator(method, monkeypatch):
+    monkeypatch.setattr(gpu, "fast_bf16", lambda _: False)  # the step below runs in float32
+    model = model_of(method, n_layer=3, n_embd=64, vocab_size=2000)
+    estimate = gpu.estimate_memory(model, method, 4, 64, "cpu")
+    expected = estimate.activations + estimate.working
+    assert expected == pytest.approx(peak_of_a_step(model, 4, 64), rel=0.10)
 
 
 def test_ia3_stores_more_activations_than_lora():
