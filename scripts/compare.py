@@ -18,15 +18,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.adapters import AdapterLibrary, load_base, scaling_vectors  # noqa: E402
 from utils.comparison import COMPARED, Bench, measure_run  # noqa: E402
 from utils.config import ASSETS, artifacts_dir, describe, load_profile, quiet  # noqa: E402
-from utils.data import PROMPTS  # noqa: E402
+from utils.data import PROMPTS, balanced_blocks  # noqa: E402
 from utils.runs import Estimate, RunError, RunRecord, write_json  # noqa: E402
 from utils.steering import contrast, dial, strength_sweep  # noqa: E402
 
@@ -38,12 +36,6 @@ def plan(methods: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
     """(task, method, seed) of every run: the base and all methods on positive reviews, (IA)³ on negative ones too."""
     runs = [("positive", method, seed) for seed in seeds for method in methods]
     return runs + [("negative", "ia3", seed) for seed in seeds if "ia3" in methods]
-
-
-def mixed_test_blocks(bench: Bench) -> Dataset:
-    """Half positive, half negative test blocks: what steering costs on ordinary reviews."""
-    half = bench.profile.eval_blocks // 2
-    return concatenate_datasets([bench.blocks("test", label, limit=half) for label in ("positive", "negative")])
 
 
 def run_one(bench: Bench, task: str, method: str, seed: int) -> RunRecord:
@@ -108,9 +100,11 @@ def sweep_seed(bench: Bench, seed: int) -> list[dict]:
         library.load(task, folder / f"{task}-seed{seed}")
     positive, negative = (scaling_vectors(library.model, task) for task in ("positive", "negative"))
     curves = {"dial": partial(dial, positive), "contrast": partial(contrast, positive, negative)}
+    profile = bench.profile
+    blocks = balanced_blocks(bench.reviews["test"], bench.tokenizer, profile.block_length, profile.eval_blocks)
     options = {
-        "prompts": PROMPTS, "samples": bench.profile.samples_per_prompt, "new_tokens": bench.profile.new_tokens,
-        "judges": bench.judges, "blocks": mixed_test_blocks(bench), "tokenizer": bench.tokenizer, "seed": seed,
+        "prompts": PROMPTS, "samples": profile.samples_per_prompt, "new_tokens": profile.new_tokens,
+        "judges": bench.judges, "blocks": blocks, "tokenizer": bench.tokenizer, "seed": seed,
     }  # fmt: skip
     rows = []
     with library.use("positive") as model:

@@ -141,3 +141,10 @@ def test_hub_parquet_gives_the_same_split(monkeypatch, tmp_path, reviews):
 def test_prompts_are_distinct_and_neutral():
     assert len(set(data.PROMPTS)) == 16
     assert not set(" ".join(data.PROMPTS).lower().split()) & {"good", "bad", "great", "love", "hate", "awful", "best"}
+
+
+def test_balanced_blocks_are_half_of_each_label(reviews, tokenizer):
+    blocks = data.balanced_blocks(Dataset.from_list(reviews), tokenizer, 16, limit=8)
+    halves = [data.review_blocks(Dataset.from_list(reviews), label, tokenizer, 16, limit=4) for label in data.LABELS]
+    assert len(blocks) == 8
+    assert blocks["input_ids"][:].tolist() == [row for half in halves for row in half["input_ids"][:].tolist()]

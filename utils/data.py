@@ -30,7 +30,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from utils.config import Profile, artifacts_dir
@@ -212,3 +212,9 @@ def review_blocks(
     count = list(part["label"]).count(LABELS.index(label)) if reviews is None and label in LABELS else reviews
     blocks = to_blocks(select_reviews(part, label, count or 0), tokenizer, block_length)
     return blocks if limit is None else blocks.select(range(min(limit, len(blocks))))
+
+
+def balanced_blocks(part: Dataset, tokenizer: PreTrainedTokenizerBase, block_length: int, limit: int) -> Dataset:
+    """At most `limit` blocks of a part, half from negative and half from positive reviews."""
+    halves = [review_blocks(part, label, tokenizer, block_length, limit=max(1, limit // 2)) for label in LABELS]
+    return concatenate_datasets(halves)
