@@ -103,7 +103,7 @@ def sweep_seed(bench: Bench, seed: int) -> list[dict]:
     profile = bench.profile
     blocks = balanced_blocks(bench.reviews["test"], bench.tokenizer, profile.block_length, profile.eval_blocks)
     options = {
-        "prompts": PROMPTS, "samples": profile.samples_per_prompt, "new_tokens": profile.new_tokens,
+        "prompts": PROMPTS, "sampling": profile.sampling,
         "judges": bench.judges, "blocks": blocks, "tokenizer": bench.tokenizer, "seed": seed,
     }  # fmt: skip
     rows = []

@@ -89,8 +89,7 @@ def _measure(bench: Bench, model: object, seed: int) -> dict[str, dict]:
         test = bench.blocks("test", label, limit=profile.eval_blocks)
         measured[f"test_loss_{label}"] = held_out_loss(model, test)
         measured[f"base_test_loss_{label}"] = held_out_loss(bench.base, test)
-    options = {"samples": profile.samples_per_prompt, "new_tokens": profile.new_tokens, "seed": seed}
-    samples = generate(model, bench.tokenizer, PROMPTS, **options)
+    samples = generate(model, bench.tokenizer, PROMPTS, seed=seed, **profile.sampling)
     measured |= evaluate_samples(samples, bench.judges, bench.base, bench.tokenizer)
     return {name: estimate.to_dict() for name, estimate in measured.items()}
 

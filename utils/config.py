@@ -90,6 +90,14 @@ class Profile:
         """Tokens the model sees in one optimiser step."""
         return self.batch_size * self.block_length
 
+    @property
+    def sampling(self) -> dict[str, float]:
+        """How scored text is drawn: keyword arguments of `generation.generate`, the seed excepted."""
+        return {
+            "samples": self.samples_per_prompt, "new_tokens": self.new_tokens, "temperature": self.temperature,
+            "top_p": self.top_p,
+        }  # fmt: skip
+
     def settings(self) -> dict:
         """All fields as JSON values, the model by its name: what a run record keeps."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

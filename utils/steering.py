@@ -42,8 +42,7 @@ def strength_sweep(
     strengths: Sequence[float],
     *,
     prompts: Sequence[str],
-    samples: int,
-    new_tokens: int,
+    sampling: Mapping[str, float],
     judges: Mapping[str, Judge],
     blocks: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,14 +52,14 @@ def strength_sweep(
     """One row a strength: `strength`, a positivity per judge, `perplexity` and `held_out_loss` with those vectors.
 
     `perplexity` is that of the generated text under the bare base; `held_out_loss` (nats per token) is the steered
-    model's own on `blocks`, whose growth is the price of steering. The same seed at every strength; the model's
+    model's own on `blocks`, whose growth is the price of steering. `sampling` goes to `generate`; the same seed at every strength; the model's
     vectors are put back at the end.
     """
     before, rows = scaling_vectors(model, model.active_adapter), []
     try:
         for strength in tqdm(strengths, disable=not progress, leave=False, desc="strength"):
             set_scaling_vectors(model, vectors_at(strength), model.active_adapter)
-            texts = generate(model, tokenizer, prompts, samples=samples, new_tokens=new_tokens, seed=seed)
+            texts = generate(model, tokenizer, prompts, seed=seed, **sampling)
             row = {SCORE_OF_JUDGE[name]: positivity(texts, judge) for name, judge in judges.items()}
             row |= {"perplexity": fluency(texts, model, tokenizer), "held_out_loss": held_out_loss(model, blocks)}
             rows.append({"strength": float(strength)} | row)
