@@ -34,7 +34,8 @@ def line(ax, label):
 def dial_rows(curves=("dial", "contrast"), seeds=(0, 1), strengths=(-1, 0, 1, 2)):
     return [
         {
-            "seed": seed, "curve": curve, "strength": a, "held_out_loss": Estimate(4.5 + 0.1 * a * a, 4, 5, 9).to_dict(),
+            "seed": seed, "curve": curve, "strength": a,
+            "held_out_loss": Estimate(4.5 + 0.1 * a * a, 4, 5, 9).to_dict(),
             "positivity": Estimate(0.5 + 0.1 * a + 0.02 * seed, 0.1, 0.9, 9),
             "positivity_chars": Estimate(0.5 + 0.05 * a, 0.1, 0.9, 9).to_dict(),
         }

@@ -26,12 +26,13 @@ Points = dict[float, list[Estimate]]  # strength -> one estimate a seed
 
 
 def dial_figure(rows: Sequence[Mapping[str, object]]) -> Axes:
-    """Positivity of the generated text, and the held-out perplexity as a multiple of the base's, against the strength a.
+    """Positivity of the generated text, and held-out perplexity as a multiple of the base's, against the strength a.
 
     A row is one point: `strength`, `positivity` and `positivity_chars` (shares, 0 to 1) and `held_out_loss` (nats per
-    token of the turned model on real reviews), each an Estimate or its dict; where there are several also `curve` ("dial" or "contrast") and `seed`. Lines are means over
-    seeds; a band covers the 95 % intervals of all seeds. Returns the upper Axes. Raises ValueError where a curve has
-    no row at strength 0, the base model that perplexity is compared with.
+    token of the turned model on real reviews), each an Estimate or its dict; where there are several also `curve`
+    ("dial" or "contrast") and `seed`.
+    Lines are means over seeds; a band covers the 95 % intervals of all seeds. Returns the upper Axes. Raises
+    ValueError where a curve has no row at strength 0, the base model that perplexity is compared with.
     """
     apply_style()
     figure, (top, low) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=(2.5, 1))
@@ -106,7 +107,9 @@ def _landmarks(top: Axes, low: Axes) -> None:
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     top.yaxis.set_major_locator(MultipleLocator(0.25))
     low.axhline(1, color=BLACK, linewidth=1)
-    low.set(ylabel="held-out perplexity\n(x base model)", xlabel="← more negative        strength a        more positive →")
+    low.set(
+        ylabel="held-out perplexity\n(x base model)", xlabel="← more negative        strength a        more positive →"
+    )
     low.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
     low.xaxis.set_major_locator(MultipleLocator(1))
 
