@@ -1,0 +1,204 @@
+"""Write the measured parts of README.md, and its picture, from the committed records: no number there is typed by hand.
+
+    python scripts/readme_numbers.py                                    # docs/images/dial.png and the marked parts
+    python scripts/readme_numbers.py --check                            # exit code 1 where they are not up to date
+    python scripts/readme_numbers.py --replay build/course/times.json   # first keep the times of the last `make course`
+
+A part lies between `<!-- numbers: NAME -->` and `<!-- end -->`. What has no record yet reads "not measured".
+tests/test_readme.py holds README.md against this script. Not for: students.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.adapters import METHODS  # noqa: E402
+from utils.comparison import COMPARED, summarise  # noqa: E402
+from utils.config import ASSETS, PROFILES, describe  # noqa: E402
+from utils.metrics import Estimate  # noqa: E402
+from utils.runs import RunError, RunRecord, environment, load_runs, write_json  # noqa: E402
+
+README = ROOT / "README.md"
+PICTURE = Path("docs/images/dial.png")
+MARKED = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+ALT = (
+    "Two panels over the strength a of the adapter. Above: the share of generated texts judged positive rises from "
+    "left to right, by both judges. Below: the perplexity of held-out reviews, relative to the base model."
+)
+NOTEBOOKS = (  # file, goal, artefact in, artefact out
+    ("01-Setup.ipynb", "check the computer, meet the reviews and GPT-2, build (IA)³ by hand", "-",
+     "judges, the base model's scores"),
+    ("02-Train.ipynb", "configure, train, look at the learned vectors, save", "profile and reviews",
+     "`artifacts/<profile>/adapters`"),
+    ("03-Inference.ipynb", "reload, judge, merge, switch adapters, turn the dial",
+     "adapters of 02, or `assets/adapters`", "`artifacts/<profile>/dial.json`"),
+    ("04-Compare.ipynb", "(IA)³ beside LoRA and full fine-tuning, by quality and by cost", "`assets/runs`", "-"),
+)  # fmt: skip
+
+
+def read(path: Path) -> dict | None:
+    """The JSON at `path`, None where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (titles, ["---"] * len(titles), *rows)) + "\n"
+
+
+def base_part(assets: Path) -> str:
+    """The embedded model in one sentence."""
+    record = read(assets / "mini-gpt2" / "pretraining.json")
+    if record is None:
+        return "Size and quality of the embedded model: not measured.\n"
+    bits = record["bits_per_byte"]
+    return (
+        f"The embedded model has {record['parameters']:,} parameters and reaches {bits['test']:.2f} bits per byte on "
+        f"test reviews ({bits['validation']:.2f} on validation reviews). Its card is `assets/mini-gpt2/README.md`.\n"
+    )
+
+
+def dial_part(assets: Path) -> str:
+    """The picture, and the contrast curve as a table: means over seeds, with the lowest and the highest seed."""
+    record = read(assets / "runs" / "mini" / "dial.json")
+    if record is None:
+        return "The strength dial: not measured.\n"
+    rows = [row for row in record["rows"] if row["curve"] == "contrast" and float(row["strength"]).is_integer()]
+    losses = {row["seed"]: row["held_out_loss"]["value"] for row in rows if row["strength"] == 0}
+    lines = []
+    for strength in sorted({row["strength"] for row in rows}):
+        here = [row for row in rows if row["strength"] == strength]
+        judged = [_range([row[name]["value"] for row in here]) for name in ("positivity", "positivity_chars")]
+        ratio = [math.exp(row["held_out_loss"]["value"] - losses[row["seed"]]) for row in here]
+        lines.append([f"{strength:+.0f}" if strength else "0 (base)", *judged, f"{statistics.fmean(ratio):.2f}"])
+    texts = rows[0]["positivity"]["n"]
+    titles = ["strength a", "positive, words judge", "positive, characters judge", "perplexity of real reviews, x base"]
+    return (
+        f"![{ALT}]({PICTURE.as_posix()})\n\n"
+        f"The contrast of two adapters in numbers ({len(losses)} seeds, about {texts} texts each; in brackets the "
+        f"lowest and the highest seed):\n\n{markdown(titles, lines)}"
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def runs_part(assets: Path) -> str:
+    """For each profile: what was measured, on what, a line a method."""
+    return "\n".join(_profile_runs(assets, name) for name in PROFILES)
+
+
+def _profile_runs(assets: Path, name: str) -> str:
+    path = {"mini": "Laptop path", "gpt2": "GPU path"}[name]
+    heading = f"**{path}**, {describe(PROFILES[name])}:"
+    try:
+        records, excluded = load_runs(assets / "runs" / name, config_id=PROFILES[name].config_id())
+    except RunError:
+        records, excluded = [], []
+    if len({record.config["base"] for record in records}) > 1:
+        excluded.append("they were made on different base models")
+    if excluded:
+        raise RunError(f"README.md cannot be written from these records: {'; '.join(excluded)}")
+    records = [record for method in COMPARED for record in records if record.method == method != "base"]
+    records = [record for record in records if record.task == "positive"]
+    if not records:
+        return f"{heading} not measured.\n"
+    hardware = {f"{r.hardware['device']}, {r.hardware['name']}, {r.hardware['cores']} cores" for r in records}
+    rows = [_method_row(row, records) for row in summarise(records, ["trainable", "bytes_on_disk", "positivity"])]
+    titles = ["method", "trained numbers", "file, bytes", "a step, s", "training steps, minutes", "positive texts"]
+    return f"{heading} measured on {' and '.join(sorted(hardware))}.\n\n{markdown(titles, rows)}"
+
+
+def _method_row(row: dict, records: Sequence[RunRecord]) -> list[str]:
+    """One line: counts, bytes, the median step, what all steps take, the share of positive texts."""
+    runs = [record for record in records if record.method == row["method"]]
+    step = statistics.median(record.time["step_seconds_median"] for record in runs)
+    share = row["positivity"].text(2) if isinstance(row["positivity"], Estimate) else "-"
+    minutes = step * runs[0].config["steps"] / 60
+    return [METHODS[row["method"]], f"{row['trainable']:,}", f"{row['bytes_on_disk']:,}", f"{step:.2f}",
+            f"{minutes:.1f}", share]  # fmt: skip
+
+
+def notebooks_part(assets: Path) -> str:
+    """The four notebooks: goal, minutes of a replay, what comes in and goes out."""
+    replay = read(assets / "runs" / "mini" / "replay.json")
+    rows = []
+    for file, goal, before, after in NOTEBOOKS:
+        minutes = f"{replay['seconds'][file] / 60:.1f}" if replay else "not measured"
+        rows.append([f"[{file.removesuffix('.ipynb')}]({file})", goal, minutes, before, after])
+    on = f"\nMinutes: one replay in the `mini` profile on {replay['hardware']['cores']} CPU cores.\n" if replay else ""
+    return markdown(["notebook", "goal", "minutes", "comes in", "goes out"], rows) + on
+
+
+PARTS: dict[str, Callable[[Path], str]] = {
+    "dial": dial_part, "notebooks": notebooks_part, "base": base_part, "runs": runs_part,
+}  # fmt: skip
+
+
+def fill(text: str, assets: Path = ASSETS) -> str:
+    """README's text, each marked part made anew from the records under `assets`. KeyError for an unknown part."""
+    return MARKED.sub(lambda match: match[1] + PARTS[match[2]](assets) + match[3], text)
+
+
+def digest(assets: Path = ASSETS) -> str | None:
+    """SHA-256 of the dial's record, which the picture carries in its metadata; None where there is no record."""
+    path = assets / "runs" / "mini" / "dial.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def picture_source(path: Path) -> str | None:
+    """The digest in the metadata of the picture at `path`; None where there is no picture."""
+    from PIL import Image
+
+    return Image.open(path).info.get("Source") if path.is_file() else None
+
+
+def draw(assets: Path, path: Path) -> None:
+    """The dial's figure as PNG."""
+    from utils.dial_plot import dial_figure
+
+    figure = dial_figure(read(assets / "runs" / "mini" / "dial.json")["rows"]).figure
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None, "Source": digest(assets)})
+
+
+def keep_times(times: Path, assets: Path) -> None:
+    """Sum the seconds of each notebook in the runner's `times.json`, and keep them with the hardware as a record."""
+    seconds = {name: round(sum(cells), 1) for name, cells in json.loads(times.read_text(encoding="utf-8")).items()}
+    write_json(assets / "runs" / "mini" / "replay.json", {"seconds": seconds, "hardware": environment()[1]})
+
+
+def main() -> int:
+    """Command line; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument("--replay", type=Path, metavar="TIMES", help="build/course/times.json of a `mini` replay")
+    options = parser.parse_args()
+    if options.replay:
+        keep_times(options.replay, ASSETS)
+    text = README.read_text(encoding="utf-8")
+    current = fill(text) == text and picture_source(ROOT / PICTURE) == digest()
+    if options.check or current:
+        print("README.md is up to date" if current else "README.md is not up to date: run scripts/readme_numbers.py")
+        return 0 if current else 1
+    if digest():
+        draw(ASSETS, ROOT / PICTURE)
+    README.write_text(fill(text), encoding="utf-8")
+    print("README.md written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

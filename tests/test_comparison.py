@@ -1,0 +1,114 @@
+"""Measured runs: made the same way for each method, refused when they do not belong, averaged over seeds."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+
+from utils import comparison
+from utils.adapters import load_adapter
+from utils.comparison import COMPARED, Bench, comparison_runs, measure_run, paired_difference, summarise, usable_runs
+from utils.config import PROFILES
+from utils.gpu import GpuError
+from utils.runs import Estimate, RunError, RunRecord
+
+
+class EveryOther:
+    """A judge that calls every second text positive."""
+
+    def is_positive(self, texts: list[str]) -> np.ndarray:
+        return np.arange(len(texts)) % 2 == 0
+
+
+@pytest.fixture
+def bench(tiny_model, tokenizer, reviews, tmp_path, monkeypatch) -> Bench:
+    """A bench on the tiny model; each load of the base is a fresh copy."""
+    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("LAB_DEVICE", "cpu")
+    parts = DatasetDict({name: Dataset.from_list(reviews) for name in ("pretrain", "adapter", "validation", "test")})
+    monkeypatch.setattr(comparison, "load_reviews", lambda profile: parts)
+    monkeypatch.setattr(comparison, "load_base", lambda profile: (copy.deepcopy(tiny_model), tokenizer))
+    monkeypatch.setattr(comparison, "load_judges", lambda profile, reviews: {"words": EveryOther()})
+    profile = replace(
+        PROFILES["mini"], block_length=16, batch_size=2, steps=2, eval_every=1, eval_blocks=2, train_reviews=8,
+        samples_per_prompt=1, new_tokens=4,
+    )  # fmt: skip
+    return Bench(profile)
+
+
+def test_every_method_is_measured_alike(bench, tmp_path):
+    records = {m: measure_run(bench, "positive", m, 0, tmp_path / m, tmp_path / "adapter" / m) for m in COMPARED}
+    keys = [set(record.metrics) for record in records.values()]
+    assert set.intersection(*keys) >= {"positivity", "perplexity", "test_loss_positive", "test_loss_negative", "empty"}
+    assert {record.config["base"] for record in records.values()} == {bench.fingerprint}
+    assert len({record.metrics["base_test_loss_positive"]["value"] for record in records.values()}) == 1
+    base = records["base"].metrics
+    assert base["test_loss_positive"] == base["base_test_loss_positive"]
+    assert records["full"].metrics["test_loss_positive"]["value"] < base["test_loss_positive"]["value"]
+    assert records["base"].counts["trainable"] == 0 < records["ia3"].counts["trainable"]
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["ia3"]
+    load_adapter(copy.deepcopy(bench.base), tmp_path / "adapter" / "ia3")
+    for record in records.values():
+        assert RunRecord.load(record.save(tmp_path / "records" / f"{record.method}.json")) == record
+
+
+def test_too_little_memory_stops_before_training(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.gpu.free_memory", lambda device: 1000)
+    with pytest.raises(GpuError, match="are free"):
+        measure_run(bench, "positive", "full", 0, tmp_path / "full")
+    assert not (tmp_path / "full").exists()
+
+
+def test_without_reference_runs_one_seed_is_made_here_and_kept(bench, tmp_path, monkeypatch):
+    records, source, excluded = comparison_runs(bench.profile, bench.fingerprint, ("base", "ia3"), assets=tmp_path)
+    assert [record.method for record in records] == ["base", "ia3"] and source.startswith("trained on this computer")
+    assert excluded == ["no run records for profile mini", "no reference run that fits for: base, ia3"]
+    monkeypatch.setattr(comparison, "measure_run", None)  # a second call trains nothing
+    again, _, _ = comparison_runs(bench.profile, bench.fingerprint, ("base", "ia3"), assets=tmp_path)
+    assert again == records
+
+
+def record(method: str, seed: int = 0, base: str = "b", **fields: object) -> RunRecord:
+    profile = PROFILES["mini"]
+    return RunRecord("finished", method, "mini", profile.config_id(), {"base": base}, seed, **fields)
+
+
+def test_reference_runs_of_all_methods_are_taken(tmp_path):
+    for seed in (1, 0):
+        for method in ("full", "ia3"):
+            record(method, seed).save(tmp_path / f"runs/mini/positive-{method}-seed{seed}.json")
+    record("ia3", task="negative").save(tmp_path / "runs/mini/negative-ia3-seed0.json")
+    record("ia3", 7, base="other").save(tmp_path / "runs/mini/positive-ia3-seed7.json")
+    found, source, excluded = comparison_runs(PROFILES["mini"], "b", ("ia3", "full"), assets=tmp_path)
+    assert [(r.method, r.seed, r.task) for r in found] == [(m, s, "positive") for m in ("ia3", "full") for s in (0, 1)]
+    assert source == "reference run" and excluded == ["positive-ia3-seed7: made with another base model"]
+
+
+def test_runs_of_another_configuration_are_named(tmp_path):
+    record("ia3").save(tmp_path / "positive-ia3-seed0.json")
+    found, excluded = usable_runs(tmp_path, replace(PROFILES["mini"], steps=3), "b")
+    assert found == [] and "another configuration" in excluded[0]
+
+
+def test_summary_is_a_mean_over_seeds_and_one_seed_keeps_its_own_interval():
+    def measured(method: str, seed: int, share: float) -> RunRecord:
+        share = Estimate(share, share - 0.1, share + 0.1, 16).to_dict()
+        return record(method, seed, metrics={"positivity": share}, counts={"trainable": 10})
+
+    runs = [measured("ia3", 0, 0.6), measured("ia3", 1, 0.8), measured("lora", 0, 0.7)]
+    ia3, lora = summarise(runs, ["trainable", "positivity", "perplexity"])
+    assert (ia3["method"], ia3["trainable"], ia3["perplexity"]) == ("ia3", 10, None)
+    assert ia3["positivity"].value == pytest.approx(0.7) and ia3["positivity"].n == 2
+    assert lora["positivity"] == Estimate(0.7, 0.7 - 0.1, 0.7 + 0.1, 16)
+
+
+def test_paired_difference_uses_common_seeds_only():
+    values = {("ia3", 0): 1.0, ("ia3", 1): 2.0, ("ia3", 2): 9.0, ("full", 0): 0.5, ("full", 1): 1.5}
+    runs = [record(m, s, metrics={"best_loss": value}) for (m, s), value in values.items()]
+    assert paired_difference(runs, "ia3", "full", "best_loss") == Estimate(0.5, 0.5, 0.5, 2)
+    with pytest.raises(RunError, match="no seed has best_loss of both ia3 and lora"):
+        paired_difference(runs, "ia3", "lora", "best_loss")

@@ -1,0 +1,142 @@
+"""README.md: its numbers are those of the records, and every command, file, variable and message it names exists."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import readme_numbers
+from readme_numbers import PARTS, PICTURE, README, ROOT, digest, fill, picture_source
+
+from utils.config import PROFILES
+from utils.metrics import Estimate
+from utils.runs import RunError, RunRecord, write_json
+
+TEXT = README.read_text(encoding="utf-8")
+SOURCES = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "utils").glob("*.py")))
+FENCED = "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
+FROM_OUTSIDE = {"ModuleNotFoundError", "CUDA out of memory", "NoSuchKernel", "venv", "make test", "FAIL"}
+
+
+def test_numbers_are_those_of_the_records() -> None:
+    assert fill(TEXT) == TEXT, "run scripts/readme_numbers.py"
+    assert picture_source(ROOT / PICTURE) == digest(), "the picture was drawn from another dial.json"
+
+
+def test_every_part_is_marked_once() -> None:
+    assert sorted(re.findall(r"<!-- numbers: (\w+) -->", TEXT)) == sorted(PARTS)
+    assert TEXT.count("<!-- end -->") == len(PARTS)
+
+
+def test_links_and_files_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
+    files = re.findall(r"\b(?:scripts|tests|assets|utils)/[\w./-]+\.(?:py|cfg|md)\b", TEXT)
+    assert links and files
+    # The model card and the picture come with the records they describe.
+    late = {"assets/mini-gpt2/README.md"} if "embedded model: not measured" in TEXT else set()
+    assert [name for name in {*links, *files} - late if not (ROOT / name).exists()] == []
+
+
+def test_commands_are_those_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)\b(?=[`  ]*(?:#|`))", TEXT)) <= targets
+    assert {"course", "test"} <= {line.split()[1] for line in FENCED.splitlines() if line.startswith("make ")}
+    nbval = next(line for line in FENCED.splitlines() if "--nbval " in line)
+    options = re.search(r"^NBVAL := (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)[1].replace("\\\n", " ").split()
+    assert set(options) - {"$(RUN)"} <= set(nbval.split())
+
+
+def test_variables_are_documented_and_read() -> None:
+    documented = set(re.findall(r"\bLAB_[A-Z0-9_]+\b", TEXT))
+    assert documented == set(re.findall(r"\bLAB_[A-Z0-9]+(?:_[A-Z0-9]+)*\b", SOURCES))
+    table = TEXT.split("## Environment variables")[1].split("\n## ")[0]
+    assert all(f"| `{name}` |" in table for name in documented)
+
+
+def test_messages_are_quoted_as_they_are_raised() -> None:
+    rows = TEXT.split("## When something goes wrong")[1].split("\n## ")[0].splitlines()
+    quoted = {quote for row in rows[4:] if row.startswith("|") for quote in re.findall("`([^`]+)`", row.split("|")[1])}
+    literals = re.sub(r'"\n\s+f?"', "", SOURCES)
+    missing = [q for q in quoted - FROM_OUTSIDE if not re.search(_pattern(q), literals)]
+    assert len(quoted) > 12 and missing == []
+
+
+def _pattern(quote: str) -> str:
+    """A quoted message as it may stand in the source: a word may be a field of an f-string."""
+    return r"\s+".join(rf"(?:{re.escape(word)}|\{{[^}}]+\}})" for word in quote.split())
+
+
+@pytest.fixture
+def assets(tmp_path: Path) -> Path:
+    """Made-up records: two seeds of two methods, a dial of three strengths, the embedded model."""
+    estimate = Estimate(0.7, 0.6, 0.8, 256).to_dict()
+    profile = PROFILES["mini"]
+    for method, count in (("base", 0), ("ia3", 10), ("full", 1000)):
+        for seed in (0, 1):
+            RunRecord(
+                "finished", method, "mini", profile.config_id(), {"base": "b", "steps": 200}, seed,
+                counts={"trainable": count, "total": 1000}, metrics={"positivity": estimate},
+                time={"step_seconds_median": 0.3 + seed}, bytes_on_disk=4 * count,
+                hardware={"device": "cpu", "name": "a CPU", "cores": 2},
+            ).save(tmp_path / f"runs/mini/positive-{method}-seed{seed}.json")  # fmt: skip
+    rows = [
+        {"seed": seed, "curve": curve, "strength": a, "positivity": estimate | {"value": 0.5 + a / 5},
+         "positivity_chars": estimate, "held_out_loss": estimate | {"value": 4.0 + abs(a) / 10}}
+        for seed in (0, 1) for curve in ("dial", "contrast") for a in (-2.0, -0.5, 0.0, 2.0)
+    ]  # fmt: skip
+    write_json(tmp_path / "runs/mini/dial.json", {"config_id": profile.config_id(), "base": "b", "rows": rows})
+    card = {"parameters": 1234567, "bits_per_byte": {"validation": 1.5, "test": 1.52}}
+    write_json(tmp_path / "mini-gpt2/pretraining.json", card)
+    return tmp_path
+
+
+def test_parts_hold_what_the_records_hold(assets: Path) -> None:
+    text = fill(TEXT, assets)
+    assert "1,234,567 parameters and reaches 1.52 bits per byte" in text
+    assert "| (IA)³ | 10 | 40 | 0.80 | 2.7 | 0.70 [0.70, 0.70] |" in text  # median of 0.3 and 1.3 s, times 200 steps
+    assert "| -2 | 0.10 (0.10 to 0.10) | 0.70 (0.70 to 0.70) | 1.22 |" in text  # exp(0.2)
+    assert "| 0 (base) | 0.50" in text and "-0.5 |" not in text
+    assert re.search(r"\*\*GPU path\*\*.*: not measured\.", text)
+    assert "a CPU, 2 cores" in text and "base (nothing trained) |" not in text
+
+
+def test_a_number_edited_by_hand_is_found(assets: Path) -> None:
+    text = fill(TEXT, assets)
+    assert fill(text, assets) == text
+    edited = text.replace("| 0.80 | 2.7 |", "| 0.80 | 0.7 |")
+    assert edited != text and fill(edited, assets) == text
+
+
+def test_without_records_nothing_is_invented(tmp_path: Path) -> None:
+    text = fill(TEXT, tmp_path)
+    parts = dict(re.findall(r"<!-- numbers: (\w+) -->\n(.*?)<!-- end -->", text, re.DOTALL))
+    assert all("not measured" in part for part in parts.values())
+    assert not any(re.search(r"\d\.\d\d", part) for part in parts.values())
+
+
+@pytest.mark.parametrize(("key", "value"), [("config_id", "000000000000"), ("config", {"base": "other", "steps": 200})])
+def test_records_that_do_not_belong_together_are_refused(assets: Path, key: str, value: object) -> None:
+    path = assets / "runs/mini/positive-full-seed1.json"
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {key: value})
+    with pytest.raises(RunError, match="README.md cannot be written"):
+        fill(TEXT, assets)
+
+
+def test_the_picture_names_the_record_it_was_drawn_from(assets: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "docs" / "dial.png"
+    assert picture_source(picture) is None
+    readme_numbers.draw(assets, picture)
+    assert picture_source(picture) == digest(assets)
+    dial = assets / "runs/mini/dial.json"
+    dial.write_text(dial.read_text(encoding="utf-8").replace("0.7", "0.8"), encoding="utf-8")
+    assert picture_source(picture) != digest(assets)
+
+
+def test_times_of_a_replay_become_minutes(assets: Path) -> None:
+    times = assets / "times.json"
+    write_json(times, {file: [30.0, 60.04] for file, *_ in readme_numbers.NOTEBOOKS})
+    readme_numbers.keep_times(times, assets)
+    assert fill(TEXT, assets).count("| 1.5 |") == 4
