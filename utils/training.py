@@ -12,6 +12,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from utils.adapters import base_fingerprint, count_parameters
 from utils.config import Profile
-from utils.gpu import PeakMemory, fast_bf16
+from utils.gpu import PeakMemory, autocast, fast_bf16
 from utils.runs import RunRecord, environment
 
 RECORD = "run.json"
@@ -190,6 +191,44 @@ def resume_point(folder: Path, record: RunRecord) -> str | None:
         return get_last_checkpoint(str(checkpoints)) if before.history else None
     shutil.rmtree(checkpoints)
     return None
+
+
+def step_ratios(
+    models: Mapping[str, torch.nn.Module], blocks: Dataset, batch_size: int, rounds: int = 7
+) -> dict[str, float]:
+    """Time of one optimiser step of each model as a ratio to the last one's, from one interleaved run.
+
+    The models take turns on the same batch (the first of `blocks`) with AdamW at rate 0, so nothing is learned; the
+    first round warms up, and the ratio is the median of those within the rounds. Above 1 is slower.
+    """
+    inputs = {name: blocks[:batch_size][name] for name in ("input_ids", "labels")}
+    optimizers = {
+        name: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
+        for name, model in models.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(rounds + 1):
+        for name, model in models.items():
+            seconds[name].append(_step_seconds(model, optimizers[name], inputs))
+    *_, yardstick = seconds.values()
+    return {
+        name: statistics.median(a / b for a, b in zip(values[1:], yardstick[1:], strict=True))
+        for name, values in seconds.items()
+    }
+
+
+def _step_seconds(model: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: dict) -> float:
+    """Wall-clock seconds of one forward pass, backward pass and update."""
+    batch = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    started = time.perf_counter()
+    with autocast(model.device):
+        loss = model(**batch).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def readable_history(log: list[dict]) -> list[dict]:
