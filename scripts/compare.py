@@ -28,7 +28,7 @@ from utils.data import PROMPTS, balanced_blocks  # noqa: E402
 from utils.runs import Estimate, RunError, RunRecord, write_json  # noqa: E402
 from utils.steering import contrast, dial, strength_sweep  # noqa: E402
 
-STRENGTHS = {"dial": (-3, -2, -1, 0, 1, 2, 3, 5), "contrast": (-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3)}
+STRENGTHS = {"dial": (-2, -1, 0, 1, 2, 3), "contrast": (-3, -2, -1, 0, 1, 2, 3)}
 SEEDS = (0, 1, 2)
 
 

@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 from utils.adapters import METHODS  # noqa: E402
 from utils.comparison import COMPARED, summarise  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402
-from utils.metrics import Estimate  # noqa: E402
 from utils.runs import RunError, RunRecord, environment, load_runs, write_json  # noqa: E402
 
 README = ROOT / "README.md"
@@ -116,19 +115,16 @@ def _profile_runs(assets: Path, name: str) -> str:
     if not records:
         return f"{heading} not measured.\n"
     hardware = {f"{r.hardware['device']}, {r.hardware['name']}, {r.hardware['cores']} cores" for r in records}
-    rows = [_method_row(row, records) for row in summarise(records, ["trainable", "bytes_on_disk", "positivity"])]
-    titles = ["method", "trained numbers", "file, bytes", "a step, s", "training steps, minutes", "positive texts"]
+    rows = [_method_row(row, records) for row in summarise(records, ["trainable", "bytes_on_disk"])]
+    seeds = len({record.seed for record in records})
+    titles = ["method", "trained numbers", "file, bytes", f"positive texts, {seeds} seeds"]
     return f"{heading} measured on {' and '.join(sorted(hardware))}.\n\n{markdown(titles, rows)}"
 
 
 def _method_row(row: dict, records: Sequence[RunRecord]) -> list[str]:
-    """One line: counts, bytes, the median step, what all steps take, the share of positive texts."""
-    runs = [record for record in records if record.method == row["method"]]
-    step = statistics.median(record.time["step_seconds_median"] for record in runs)
-    share = row["positivity"].text(2) if isinstance(row["positivity"], Estimate) else "-"
-    minutes = step * runs[0].config["steps"] / 60
-    return [METHODS[row["method"]], f"{row['trainable']:,}", f"{row['bytes_on_disk']:,}", f"{step:.2f}",
-            f"{minutes:.1f}", share]  # fmt: skip
+    """One line: counts, bytes, the share of positive texts with the lowest and the highest seed."""
+    shares = [record.metrics["positivity"]["value"] for record in records if record.method == row["method"]]
+    return [METHODS[row["method"]], f"{row['trainable']:,}", f"{row['bytes_on_disk']:,}", _range(shares)]
 
 
 def notebooks_part(assets: Path) -> str:

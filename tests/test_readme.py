@@ -78,8 +78,9 @@ def assets(tmp_path: Path) -> Path:
         for seed in (0, 1):
             RunRecord(
                 "finished", method, "mini", profile.config_id(), {"base": "b", "steps": 200}, seed,
-                counts={"trainable": count, "total": 1000}, metrics={"positivity": estimate},
-                time={"step_seconds_median": 0.3 + seed}, bytes_on_disk=4 * count,
+                counts={"trainable": count, "total": 1000},
+                metrics={"positivity": estimate | {"value": 0.7 - seed / 10}},
+                bytes_on_disk=4 * count,
                 hardware={"device": "cpu", "name": "a CPU", "cores": 2},
             ).save(tmp_path / f"runs/mini/positive-{method}-seed{seed}.json")  # fmt: skip
     rows = [
@@ -96,7 +97,7 @@ def assets(tmp_path: Path) -> Path:
 def test_parts_hold_what_the_records_hold(assets: Path) -> None:
     text = fill(TEXT, assets)
     assert "1,234,567 parameters and reaches 1.52 bits per byte" in text
-    assert "| (IA)³ | 10 | 40 | 0.80 | 2.7 | 0.70 [0.70, 0.70] |" in text  # median of 0.3 and 1.3 s, times 200 steps
+    assert "| (IA)³ | 10 | 40 | 0.65 (0.60 to 0.70) |" in text and "positive texts, 2 seeds" in text
     assert "| -2 | 0.10 (0.10 to 0.10) | 0.70 (0.70 to 0.70) | 1.22 |" in text  # exp(0.2)
     assert "| 0 (base) | 0.50" in text and "-0.5 |" not in text
     assert re.search(r"\*\*GPU path\*\*.*: not measured\.", text)
@@ -106,7 +107,7 @@ def test_parts_hold_what_the_records_hold(assets: Path) -> None:
 def test_a_number_edited_by_hand_is_found(assets: Path) -> None:
     text = fill(TEXT, assets)
     assert fill(text, assets) == text
-    edited = text.replace("| 0.80 | 2.7 |", "| 0.80 | 0.7 |")
+    edited = text.replace("| 40 | 0.65 (", "| 40 | 0.75 (")
     assert edited != text and fill(edited, assets) == text
 
 

@@ -52,8 +52,8 @@ def strength_sweep(
     """One row a strength: `strength`, a positivity per judge, `perplexity` and `held_out_loss` with those vectors.
 
     `perplexity` is that of the generated text under the bare base; `held_out_loss` (nats per token) is the steered
-    model's own on `blocks`, whose growth is the price of steering. `sampling` goes to `generate`; the same seed at every strength; the model's
-    vectors are put back at the end.
+    model's own on `blocks`, whose growth is the price of steering. `sampling` goes to `generate`; every
+    strength gets the same seed; the model's vectors are put back at the end.
     """
     before, rows = scaling_vectors(model, model.active_adapter), []
     try:
