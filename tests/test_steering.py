@@ -36,7 +36,8 @@ def sweep(model, tokenizer, reviews, judge, strengths):
     blocks = to_blocks(Dataset.from_list(reviews), tokenizer, 16).select(range(4))
     rows = steering.strength_sweep(
         model, partial(steering.dial, scaling_vectors(model)), strengths, prompts=["I saw", "the acting"],
-        sampling={"samples": 3, "new_tokens": 12}, judges={"words": judge}, blocks=blocks, tokenizer=tokenizer, progress=False,
+        sampling={"samples": 3, "new_tokens": 12}, judges={"words": judge}, blocks=blocks,
+        tokenizer=tokenizer, progress=False,
     )  # fmt: skip
     return rows, blocks
 

@@ -172,8 +172,9 @@ def merge(model: PeftModel, in_place: bool = False) -> GPT2LMHeadModel:
         raise AdapterError(f"not merged: {error}") from error
 
 
-def ia3_parameters(model: torch.nn.Module, name: str = "default") -> dict[str, torch.nn.Parameter]:
-    """The parameters behind `scaling_vectors`, keyed the same way."""
+def ia3_parameters(model: torch.nn.Module, name: str | None = None) -> dict[str, torch.nn.Parameter]:
+    """The parameters behind `scaling_vectors`, keyed the same way; `name` None means the active adapter."""
+    name = name or (model.active_adapter if isinstance(model, PeftModel) else "default")
     found = {}
     for path, parameter in plain_model(model).named_parameters():
         for role, module in ROLES.items():
@@ -184,13 +185,13 @@ def ia3_parameters(model: torch.nn.Module, name: str = "default") -> dict[str, t
     return found
 
 
-def scaling_vectors(model: torch.nn.Module, name: str = "default") -> dict[str, Tensor]:
+def scaling_vectors(model: torch.nn.Module, name: str | None = None) -> dict[str, Tensor]:
     """Copies of the vectors on the CPU: `"<layer>.attention"` (3d,) for q, k, v; `"<layer>.feedforward"` (4d,)."""
     return {key: p.detach().flatten().cpu().clone() for key, p in ia3_parameters(model, name).items()}
 
 
 @torch.no_grad()
-def set_scaling_vectors(model: torch.nn.Module, vectors: dict[str, Tensor], name: str = "default") -> None:
+def set_scaling_vectors(model: torch.nn.Module, vectors: dict[str, Tensor], name: str | None = None) -> None:
     """Write `vectors` (as `scaling_vectors` gives them) into the model; `AdapterError` when keys or sizes differ."""
     parameters = ia3_parameters(model, name)
     if {k: p.numel() for k, p in parameters.items()} != {k: v.numel() for k, v in vectors.items()}:

@@ -74,7 +74,7 @@ def loss_curve(history: Sequence[Mapping[str, float]], baseline: float | None = 
     ax = new_axes(ax)
     train, held_out = ([(r["step"], r[k]) for r in history if k in r] for k in ("train_loss", "eval_loss"))
     if train:
-        ax.plot(*zip(*train, strict=True), color=GREY, linewidth=1, label="training batches (each one different)")
+        ax.plot(*zip(*train, strict=True), color=GREY, linewidth=1, label="training batches")
     if held_out:
         ax.plot(*zip(*held_out, strict=True), color=BLUE, marker="o", label="held-out reviews")
         step, loss = min(held_out, key=lambda point: point[1])
@@ -85,7 +85,7 @@ def loss_curve(history: Sequence[Mapping[str, float]], baseline: float | None = 
         ax.axhline(baseline, color=BLACK, linestyle="--", linewidth=1.2, label=f"base model: {baseline:.3f}")
     ax.set(xlabel="optimiser step", ylabel="loss (nats/token)")
     ax.margins(y=0.15)
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)  # above: it never hides a curve
     return ax
 
 

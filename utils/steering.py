@@ -55,16 +55,16 @@ def strength_sweep(
     model's own on `blocks`, whose growth is the price of steering. `sampling` goes to `generate`; every
     strength gets the same seed; the model's vectors are put back at the end.
     """
-    before, rows = scaling_vectors(model, model.active_adapter), []
+    before, rows = scaling_vectors(model), []
     try:
         for strength in tqdm(strengths, disable=not progress, leave=False, desc="strength"):
-            set_scaling_vectors(model, vectors_at(strength), model.active_adapter)
+            set_scaling_vectors(model, vectors_at(strength))
             texts = generate(model, tokenizer, prompts, seed=seed, **sampling)
             row = {SCORE_OF_JUDGE[name]: positivity(texts, judge) for name, judge in judges.items()}
             row |= {"perplexity": fluency(texts, model, tokenizer), "held_out_loss": held_out_loss(model, blocks)}
             rows.append({"strength": float(strength)} | row)
     finally:
-        set_scaling_vectors(model, before, model.active_adapter)
+        set_scaling_vectors(model, before)
     return rows
 
 
