@@ -406,3 +406,15 @@ def test_fingerprint_ignores_adapters_and_sees_one_changed_weight(tiny_model):
     assert adapters.base_fingerprint(attach(tiny_model, "ia3")) == before
     twin.transformer.h[1].mlp.c_fc.weight.data[0, 0] += 1e-6
     assert adapters.base_fingerprint(twin) != before
+
+
+def test_a_bad_adapter_leaves_the_library_as_it_was(two, tokenizer):
+    folders, expected = two
+    library = AdapterLibrary(make_tiny_model(), tokenizer)
+    library.load("positive", folders["positive"])
+    path = folders["negative"] / "adapter_model.safetensors"
+    save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match="logits differ"):
+        library.load("negative", folders["negative"])
+    assert library.tasks == ["positive"]
+    assert torch.equal(logits(library.model), expected["positive"])

@@ -127,6 +127,7 @@ def load_adapter(
             "load a fresh base, or keep several adapters in an AdapterLibrary"
         )
     check_base(base, probe, folder)
+    before = base.active_adapter if isinstance(base, PeftModel) else None
     if isinstance(base, PeftModel):
         base.load_adapter(folder, adapter_name=name, is_trainable=trainable)
         base.set_adapter(name, inference_mode=not trainable)
@@ -136,7 +137,11 @@ def load_adapter(
     now = probe_logits(model, probe["ids"])
     gap = max(abs(a - b) for a, b in zip(now, probe["logits"], strict=True))
     if not gap <= PROBE_TOLERANCE:
-        model.unload() if model is not base else model.delete_adapter(name)
+        if model is base:
+            model.delete_adapter(name)
+            model.set_adapter(before, inference_mode=True)
+        else:
+            model.unload()
         raise AdapterError(f"{folder.name}: the reloaded logits differ by {gap:.3g} from those saved with the adapter")
     return model
 
