@@ -25,6 +25,7 @@ from utils.adapters import AdapterLibrary, load_base, scaling_vectors  # noqa: E
 from utils.comparison import COMPARED, Bench, measure_run  # noqa: E402
 from utils.config import ASSETS, artifacts_dir, describe, load_profile, quiet  # noqa: E402
 from utils.data import PROMPTS, balanced_blocks  # noqa: E402
+from utils.judges import judge_names  # noqa: E402
 from utils.runs import Estimate, RunError, RunRecord, write_json  # noqa: E402
 from utils.steering import contrast, dial, strength_sweep  # noqa: E402
 
@@ -43,6 +44,15 @@ def run_one(bench: Bench, task: str, method: str, seed: int) -> RunRecord:
     folder = artifacts_dir(bench.profile) / "compare" / f"{task}-{method}-seed{seed}"
     adapter = ASSETS / "adapters" / bench.profile.name / f"{task}-seed{seed}"
     return measure_run(bench, task, method, seed, folder, adapter_folder=adapter)
+
+
+def ship_judges(bench: Bench) -> None:
+    """Keep the judges under `assets/judges`, so that nobody need fit them again."""
+    pretrain = bench.reviews["pretrain"]
+    for kind, name in judge_names(pretrain["text"], pretrain["label"]).items():
+        folder = ASSETS / "judges" / name
+        if not folder.exists():
+            bench.judges[kind].save(folder)
 
 
 def run_all(bench: Bench, runs: list[tuple[str, str, int]]) -> None:
@@ -126,6 +136,7 @@ def main() -> None:
     profile = load_profile()
     print(describe(profile), flush=True)
     bench = Bench(profile)
+    ship_judges(bench)
     if options.only != "dial":
         run_all(bench, plan(options.methods, options.seeds))
     if options.only != "runs":

@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from test_generation import ia3
 
 from utils import judges as judges_module
-from utils.config import PROFILES
+from utils.config import ASSETS, PROFILES
+from utils.data import read_packaged_reviews, split_reviews
 from utils.evaluation import (
     EvaluationError,
     Judge,
@@ -315,3 +316,24 @@ def test_held_out_loss_uses_the_adapter(tiny_model):
             if "ia3" in name:
                 parameter.mul_(1.5)
     assert held_out_loss(model, blocks).value != pytest.approx(bare.value, rel=1e-4)
+
+
+def test_the_shipped_judges_are_those_of_the_packaged_reviews():
+    """Their names hold the fingerprint of the reviews and the settings: after a change of either, ship new ones."""
+    rows = split_reviews(read_packaged_reviews())["pretrain"]
+    names = judges_module.judge_names([row["text"] for row in rows], [row["label"] for row in rows])
+    assert sorted(folder.name for folder in (ASSETS / "judges").iterdir()) == sorted(names.values())
+    assert {kind: Judge.load(ASSETS / "judges" / name).kind for kind, name in names.items()} == {
+        kind: kind for kind in judges_module.VECTORIZERS
+    }
+
+
+def test_a_shipped_judge_is_taken_before_one_is_fitted(monkeypatch, tmp_path, reviews):
+    part = {"pretrain": Dataset.from_list(reviews)}
+    texts, labels = part["pretrain"]["text"], part["pretrain"]["label"]
+    monkeypatch.setattr(judges_module, "ASSETS", tmp_path / "assets")
+    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
+    for kind, name in judges_module.judge_names(texts, labels).items():
+        Judge.fit(texts, labels, kind).save(tmp_path / "assets" / "judges" / name)
+    monkeypatch.setattr(Judge, "fit", lambda *_: pytest.fail("fitted"))
+    assert set(load_judges(PROFILES["mini"], part)) == set(judges_module.VECTORIZERS)

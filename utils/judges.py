@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from utils.config import Profile, artifacts_dir
+from utils.config import ASSETS, Profile, artifacts_dir
 from utils.runs import Estimate
 
 PIECE_WORDS = 60  # reviews are cut into pieces about as long as the texts to be judged
@@ -118,22 +118,30 @@ def cut_pieces(text: str, words: int = PIECE_WORDS) -> list[str]:
 def load_judges(profile: Profile, reviews: DatasetDict) -> dict[str, Judge]:
     """Both judges, `{"words": ..., "characters": ...}`, fitted on `reviews["pretrain"]` alone.
 
-    Fitted once and kept below `artifacts_dir(profile)/judges`, under a fingerprint of the reviews and the settings; a
-    stored judge that cannot be read is fitted again, with a warning.
+    Taken from `assets/judges`, where those of the 25,000 IMDB reviews are, or from `artifacts_dir(profile)/judges`;
+    else fitted (a minute) and kept there. Both go by a fingerprint of the reviews and the settings, so a judge of
+    other data is never used; one that cannot be read is fitted again, with a warning.
     """
     texts, labels = list(reviews["pretrain"]["text"]), list(reviews["pretrain"]["label"])
-    digest = hashlib.sha256(json.dumps([PIECE_WORDS, REGULARISATION, VECTORIZERS, texts, labels]).encode())
     judges = {}
-    for kind in VECTORIZERS:
-        folder = artifacts_dir(profile) / "judges" / f"{kind}-{digest.hexdigest()[:12]}"
+    for kind, name in judge_names(texts, labels).items():
+        own = artifacts_dir(profile) / "judges" / name
+        folder = next((place for place in (ASSETS / "judges" / name, own) if place.exists()), None)
         try:
-            judges[kind] = Judge.load(folder)
+            judges[kind] = Judge.load(folder or own)
         except EvaluationError as error:
-            if folder.exists():
+            if folder:
                 warnings.warn(f"fitting the judge again: {error}", stacklevel=2)
             judges[kind] = Judge.fit(texts, labels, kind)
-            judges[kind].save(folder)
+            judges[kind].save(own)
     return judges
+
+
+def judge_names(texts: Sequence[str], labels: Sequence[int]) -> dict[str, str]:
+    """The folder name of each kind of judge for these reviews: the kind and a fingerprint of data and settings."""
+    settings = [PIECE_WORDS, REGULARISATION, VECTORIZERS, list(texts), list(labels)]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    return {kind: f"{kind}-{digest}" for kind in VECTORIZERS}
 
 
 def _vectorizer(kind: str, **options) -> TfidfVectorizer:
