@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.data import CSV_PACKAGE, pack, read_packaged_reviews, split_reviews  # noqa: E402
+from utils.gpu import autocast, fast_bf16  # noqa: E402
 
 END_OF_TEXT = "<|endoftext|>"
 HISTORY_EVERY = 100  # steps a row of the history
@@ -104,7 +105,7 @@ def newton_schulz_float32(
 
 def build_optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the 2-D matrices of the blocks, AdamW for embeddings, biases and norms."""
-    if not has_fast_bf16():
+    if not fast_bf16(model.device):
         torch.optim._muon._zeropower_via_newtonschulz = newton_schulz_float32
     matrices = [p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2]
     chosen = {id(p) for p in matrices}
@@ -113,14 +114,6 @@ def build_optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim
         torch.optim.Muon(matrices, lr=recipe.muon_lr, momentum=0.95, weight_decay=0.0),
         torch.optim.AdamW(rest, lr=recipe.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
-
-
-def has_fast_bf16() -> bool:
-    """True on CUDA with bf16 and on CPUs with bf16 arithmetic (AVX512-BF16 or AMX)."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def rate_at(step: int, total: int, recipe: Recipe) -> float:
@@ -146,7 +139,7 @@ def bits_per_byte(model: GPT2LMHeadModel, blocks: torch.Tensor, bytes_of: torch.
     nats = 0.0
     for batch in blocks.split(32):
         batch = batch.to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=has_fast_bf16()):
+        with autocast(device):
             logits = model(batch).logits[:, :-1]
         nats += torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"
@@ -252,7 +245,7 @@ def train(recipe: Recipe, folder: Path, save_every: float, compile_model: bool) 
     saved, recent = time.monotonic(), []
     for step in (bar := tqdm(range(start, total), initial=start, total=total, mininterval=10)):
         batch = batch_at(blocks["pretrain"], step, recipe).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=has_fast_bf16()):
+        with autocast(device):
             loss = run(batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
