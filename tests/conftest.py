@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from utils import comparison, cost
+from utils.comparison import Bench
+from utils.config import PROFILES
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -54,3 +63,27 @@ def make_tiny_model(layers: int = 2, width: int = 32, seed: int = 0) -> GPT2LMHe
 def tiny_model() -> GPT2LMHeadModel:
     """A fresh two-layer model for each test: peft changes the model it is given."""
     return make_tiny_model()
+
+
+class EveryOther:
+    """A judge that calls every second text positive."""
+
+    def is_positive(self, texts: list[str]) -> np.ndarray:
+        return np.arange(len(texts)) % 2 == 0
+
+
+@pytest.fixture
+def bench(tiny_model, tokenizer, reviews, tmp_path, monkeypatch) -> Bench:
+    """A bench on the tiny model; each load of the base is a fresh copy."""
+    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("LAB_DEVICE", "cpu")
+    parts = DatasetDict({name: Dataset.from_list(reviews) for name in ("pretrain", "adapter", "validation", "test")})
+    monkeypatch.setattr(comparison, "load_reviews", lambda profile: parts)
+    for module in (comparison, cost):
+        monkeypatch.setattr(module, "load_base", lambda profile: (copy.deepcopy(tiny_model), tokenizer))
+    monkeypatch.setattr(comparison, "load_judges", lambda profile, reviews: {"words": EveryOther()})
+    profile = replace(
+        PROFILES["mini"], block_length=16, batch_size=2, steps=2, eval_every=1, eval_blocks=2, train_reviews=8,
+        samples_per_prompt=1, new_tokens=4,
+    )  # fmt: skip
+    return Bench(profile)

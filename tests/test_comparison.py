@@ -5,39 +5,14 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict
 
 from utils import comparison
 from utils.adapters import load_adapter
-from utils.comparison import COMPARED, Bench, comparison_runs, measure_run, paired_difference, summarise, usable_runs
+from utils.comparison import COMPARED, comparison_runs, measure_run, paired_difference, summarise, usable_runs
 from utils.config import PROFILES
 from utils.gpu import GpuError
 from utils.runs import Estimate, RunError, RunRecord
-
-
-class EveryOther:
-    """A judge that calls every second text positive."""
-
-    def is_positive(self, texts: list[str]) -> np.ndarray:
-        return np.arange(len(texts)) % 2 == 0
-
-
-@pytest.fixture
-def bench(tiny_model, tokenizer, reviews, tmp_path, monkeypatch) -> Bench:
-    """A bench on the tiny model; each load of the base is a fresh copy."""
-    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
-    monkeypatch.setenv("LAB_DEVICE", "cpu")
-    parts = DatasetDict({name: Dataset.from_list(reviews) for name in ("pretrain", "adapter", "validation", "test")})
-    monkeypatch.setattr(comparison, "load_reviews", lambda profile: parts)
-    monkeypatch.setattr(comparison, "load_base", lambda profile: (copy.deepcopy(tiny_model), tokenizer))
-    monkeypatch.setattr(comparison, "load_judges", lambda profile, reviews: {"words": EveryOther()})
-    profile = replace(
-        PROFILES["mini"], block_length=16, batch_size=2, steps=2, eval_every=1, eval_blocks=2, train_reviews=8,
-        samples_per_prompt=1, new_tokens=4,
-    )  # fmt: skip
-    return Bench(profile)
 
 
 def test_every_method_is_measured_alike(bench, tmp_path):
@@ -74,7 +49,8 @@ def test_without_reference_runs_one_seed_is_made_here_and_kept(bench, tmp_path, 
 
 def record(method: str, seed: int = 0, base: str = "b", **fields: object) -> RunRecord:
     profile = PROFILES["mini"]
-    return RunRecord("finished", method, "mini", profile.config_id(), {"base": base}, seed, **fields)
+    config = {"base": base, "learning_rate": profile.learning_rates.get(method), **profile.sampling}
+    return RunRecord("finished", method, "mini", profile.config_id(), config, seed, **fields)
 
 
 def test_reference_runs_of_all_methods_are_taken(tmp_path):
@@ -92,6 +68,30 @@ def test_runs_of_another_configuration_are_named(tmp_path):
     record("ia3").save(tmp_path / "positive-ia3-seed0.json")
     found, excluded = usable_runs(tmp_path, replace(PROFILES["mini"], steps=3), "b")
     assert found == [] and "another configuration" in excluded[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"base": "other"}, "another base model"),
+        ({"learning_rate": 1.0}, "trained at a rate of 1.0, not 0.01"),
+        ({"temperature": 0.1}, "its text was sampled in another way"),
+        ({"samples": 2}, "its text was sampled in another way"),
+    ],
+)
+def test_a_run_made_with_other_settings_is_left_out_and_says_why(tmp_path, change, reason):
+    run = record("ia3")
+    run.config |= change
+    run.save(tmp_path / "run.json")
+    found, excluded = usable_runs(tmp_path, PROFILES["mini"], "b")
+    assert found == [] and len(excluded) == 1 and reason in excluded[0]
+
+
+def test_a_rate_of_another_method_spoils_no_record(tmp_path):
+    record("ia3").save(tmp_path / "run.json")
+    rates = dict(PROFILES["mini"].learning_rates) | {"full": 1.0}
+    found, excluded = usable_runs(tmp_path, replace(PROFILES["mini"], learning_rates=rates), "b")
+    assert [run.method for run in found] == ["ia3"] and excluded == []
 
 
 def test_summary_is_a_mean_over_seeds_and_one_seed_keeps_its_own_interval():

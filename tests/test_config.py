@@ -114,10 +114,12 @@ def test_a_folder_for_gpt2_uses_no_network_and_leaves_mini_alone(monkeypatch, tm
 
 def test_config_id_is_of_what_decides_a_training_result(tmp_path):
     mini = PROFILES["mini"]
-    same = dataclasses.replace(mini, seed=3, samples_per_prompt=2, new_tokens=5, temperature=0.5, top_p=0.9)
+    same = dataclasses.replace(
+        mini, seed=3, samples_per_prompt=2, new_tokens=5, temperature=0.5, top_p=0.9, learning_rates={"ia3": 0.1}
+    )
     assert mini.config_id() == same.config_id() and len(mini.config_id()) == 12
-    others = [{"steps": 4}, {"model": "assets/other"}, {"learning_rates": {"ia3": 0.1}}, {"train_reviews": 60}]
-    assert len({dataclasses.replace(mini, **other).config_id() for other in others} | {mini.config_id()}) == 5
+    others = [{"steps": 4}, {"model": "assets/other"}, {"train_reviews": 60}]
+    assert len({dataclasses.replace(mini, **other).config_id() for other in others} | {mini.config_id()}) == 4
     here, there = (dataclasses.replace(mini, model=str(tmp_path / place / "gpt2")) for place in ("here", "there"))
     assert here.config_id() == there.config_id()
 

@@ -13,14 +13,15 @@ from peft import IA3Config, LoraConfig, TaskType, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from utils import gpu
-from utils.memory import METHOD_FOOTPRINTS, activation_bytes
+from utils.adapters import attach, count_parameters
+from utils.memory import FOOTPRINTS, activation_bytes
 
 MODULES = ["c_attn", "mlp.c_proj"]
 
 
 def model_of(method: str, dropout: float = 0.0, **sizes: int) -> GPT2LMHeadModel:
-    """A GPT-2 in training mode with `method` attached by peft directly, not by the course's own code."""
-    sizes = {"n_layer": 2, "n_embd": 32, "vocab_size": 200, "n_head": 4, "n_positions": 64} | sizes
+    """A GPT-2 in training mode with `method` attached, (IA)³ and LoRA by peft directly, not by the course's code."""
+    sizes = {"n_layer": 2, "n_embd": 32, "vocab_size": 200, "n_head": 4, "n_positions": 96} | sizes
     drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     model = GPT2LMHeadModel(GPT2Config(**sizes, **drops, bos_token_id=0, eos_token_id=0))
     if method == "ia3":
@@ -30,9 +31,8 @@ def model_of(method: str, dropout: float = 0.0, **sizes: int) -> GPT2LMHeadModel
     elif method == "lora":
         config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=8, target_modules=["c_attn"], fan_in_fan_out=True)
         model = get_peft_model(model, config)
-    elif method == "bitfit":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith(".bias"))
+    elif method != "full":
+        model = attach(model, method)
     return model.train()
 
 
@@ -43,7 +43,7 @@ def stored_bytes(model: GPT2LMHeadModel, batch: int, length: int) -> int:
     return saved.bytes
 
 
-@pytest.mark.parametrize("method", sorted(METHOD_FOOTPRINTS))
+@pytest.mark.parametrize("method", sorted(FOOTPRINTS))
 @pytest.mark.parametrize("sizes", [{}, {"n_layer": 5, "n_embd": 64}, {"n_layer": 3, "vocab_size": 3000}], ids=str)
 def test_activations_agree_with_a_real_pass(method, sizes):
     model = model_of(method, **sizes)
@@ -51,7 +51,7 @@ def test_activations_agree_with_a_real_pass(method, sizes):
     assert predicted == pytest.approx(stored_bytes(model, 3, 48), rel=0.05)
 
 
-@pytest.mark.parametrize("method", sorted(METHOD_FOOTPRINTS))
+@pytest.mark.parametrize("method", sorted(FOOTPRINTS))
 def test_dropout_is_counted(method):
     model = model_of(method, dropout=0.1)
     predicted = activation_bytes(model.config, method, batch=2, length=64)
@@ -83,11 +83,11 @@ def test_ia3_stores_more_activations_than_lora():
     assert stored_bytes(model_of("ia3"), 3, 48) > stored_bytes(model_of("lora"), 3, 48)
 
 
-@pytest.mark.parametrize("method", sorted(METHOD_FOOTPRINTS))
+@pytest.mark.parametrize("method", sorted(FOOTPRINTS))
 def test_gradients_are_those_of_the_trainable_parameters(method):
     model = model_of(method)
     estimate = gpu.estimate_memory(model, method, 2, 16, "cpu")
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable = count_parameters(model).trainable
     assert estimate.gradients == 4 * trainable
     assert estimate.optimizer == 8 * trainable
     assert estimate.weights == 4 * sum(p.numel() for p in model.parameters())
@@ -98,7 +98,10 @@ def test_gradients_are_those_of_the_trainable_parameters(method):
 def test_full_size_gpt2_counts():
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config())
-    expected = {"ia3": 64_512, "lora": 294_912, "bitfit": 102_144, "full": 124_439_808}
+    expected = {
+        "ia3": 64_512, "ia3_kv": 55_296, "lora": 294_912, "bitfit": 102_144, "prefix": 368_640,
+        "bottleneck": 1_189_632, "full": 124_439_808,
+    }  # fmt: skip
     for method, count in expected.items():
         assert gpu.estimate_memory(model, method, 1, 8, "cpu").gradients == 4 * count
 

@@ -36,6 +36,7 @@ def dial_rows(curves=("dial", "contrast"), seeds=(0, 1), strengths=(-1, 0, 1, 2)
         {
             "seed": seed, "curve": curve, "strength": a,
             "held_out_loss": Estimate(4.5 + 0.1 * a * a, 4, 5, 9).to_dict(),
+            "perplexity": Estimate(100 + 5 * a * a, 90, 130, 9).to_dict(),
             "positivity": Estimate(0.5 + 0.1 * a + 0.02 * seed, 0.1, 0.9, 9),
             "positivity_chars": Estimate(0.5 + 0.05 * a, 0.1, 0.9, 9).to_dict(),
         }
@@ -63,11 +64,12 @@ def test_dial_band_covers_the_intervals_of_all_seeds():
 
 
 def test_dial_perplexity_is_relative_to_the_base():
-    low = plots.dial_figure(dial_rows()).figure.axes[1]
-    data = [drawn for drawn in low.get_lines() if len(drawn.get_xdata()) == 4]
-    assert len(data) == 2
-    assert np.allclose(data[0].get_ydata(), np.exp([0.1, 0, 0.1, 0.4]))
-    assert labelled(low)
+    _, reviews, texts = plots.dial_figure(dial_rows()).figure.axes
+    drawn = [[d for d in ax.get_lines() if len(d.get_xdata()) == 4] for ax in (reviews, texts)]
+    assert [len(lines) for lines in drawn] == [2, 2]
+    assert np.allclose(drawn[0][0].get_ydata(), np.exp([0.1, 0, 0.1, 0.4]))
+    assert np.allclose(drawn[1][0].get_ydata(), [1.05, 1, 1.05, 1.2])
+    assert labelled(texts) and "real" in reviews.get_ylabel() and "own" in texts.get_ylabel()
 
 
 def test_dial_needs_the_base_model():
@@ -103,8 +105,13 @@ def test_loss_curve_keeps_steps_and_marks_the_best():
         {"step": 10, "train_loss": 4.8, "eval_loss": 4.7},
     ]
     ax = plots.loss_curve(history, baseline=5.0)
-    assert list(line(ax, "held-out").get_xdata()) == [0, 10]
-    assert list(line(ax, "training").get_ydata()) == [4.9, 4.8]
+    batches, held_out = ax.figure.axes
+    assert held_out is ax and [a.get_title(loc="left") for a in (batches, ax)] == [
+        "training batches",
+        "held-out reviews",
+    ]
+    assert list(ax.get_lines()[0].get_xdata()) == [0, 10]
+    assert list(batches.get_lines()[0].get_ydata()) == [4.9, 4.8]
     assert "best: 4.700 at step 10" in [text.get_text() for text in ax.texts]
     assert labelled(ax)
     assert "nats" in ax.get_ylabel()
@@ -144,9 +151,9 @@ def run(method, seed, losses):
 
 def test_learning_curves_are_means_over_seeds():
     ax = plots.learning_curves([run("ia3", 0, [5, 4]), run("ia3", 1, [5, 3]), run("new-method", 0, [5, 2])])
-    mean = line(ax, "(IA)³: best 3.500 (mean of 2 seeds)")
-    assert list(mean.get_ydata()) == [5, 3.5]
-    assert list(line(ax, "new-method: best 2.000").get_ydata()) == [5, 2]
+    mean = line(ax, "(IA)³: best -1.5000 (mean of 2 seeds)")
+    assert list(mean.get_ydata()) == [0, -1.5]
+    assert list(line(ax, "new-method: best -3.0000").get_ydata()) == [0, -3]
     assert labelled(ax)
 
 
@@ -164,7 +171,7 @@ def test_cost_vs_quality_joins_the_pareto_front(quality, front):
     assert list(line(ax, "Pareto").get_xdata()) == front
     assert ax.get_xscale() == "log"
     assert "parameters" in ax.get_xlabel()
-    assert {"(IA)³", "LoRA", "full fine-tuning"} <= {text.get_text() for text in ax.texts}
+    assert {"(IA)³", "LoRA r=8", "full fine-tuning"} <= {text.get_text() for text in ax.texts}
 
 
 def test_given_axes_are_drawn_on():

@@ -69,6 +69,12 @@ def _pattern(quote: str) -> str:
     return r"\s+".join(rf"(?:{re.escape(word)}|\{{[^}}]+\}})" for word in quote.split())
 
 
+def fitting(base: str, method: str) -> dict:
+    """The configuration of a run that may be compared: its base, its rate, its sampling."""
+    profile = PROFILES["mini"]
+    return {"base": base, "learning_rate": profile.learning_rates.get(method), **profile.sampling}
+
+
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
     """Made-up records: two seeds of two methods, a dial of three strengths, the embedded model."""
@@ -77,7 +83,7 @@ def assets(tmp_path: Path) -> Path:
     for method, count in (("base", 0), ("ia3", 10), ("full", 1000)):
         for seed in (0, 1):
             RunRecord(
-                "finished", method, "mini", profile.config_id(), {"base": "b", "steps": 200}, seed,
+                "finished", method, "mini", profile.config_id(), fitting("b", method), seed,
                 counts={"trainable": count, "total": 1000},
                 metrics={"positivity": estimate | {"value": 0.7 - seed / 10}},
                 bytes_on_disk=4 * count,
@@ -85,7 +91,8 @@ def assets(tmp_path: Path) -> Path:
             ).save(tmp_path / f"runs/mini/positive-{method}-seed{seed}.json")  # fmt: skip
     rows = [
         {"seed": seed, "curve": curve, "strength": a, "positivity": estimate | {"value": 0.5 + a / 5},
-         "positivity_chars": estimate, "held_out_loss": estimate | {"value": 4.0 + abs(a) / 10}}
+         "positivity_chars": estimate, "held_out_loss": estimate | {"value": 4.0 + abs(a) / 10},
+         "perplexity": estimate | {"value": 100.0 + 10 * abs(a)}}
         for seed in (0, 1) for curve in ("dial", "contrast") for a in (-2.0, -0.5, 0.0, 2.0)
     ]  # fmt: skip
     write_json(tmp_path / "runs/mini/dial.json", {"config_id": profile.config_id(), "base": "b", "rows": rows})
@@ -98,7 +105,7 @@ def test_parts_hold_what_the_records_hold(assets: Path) -> None:
     text = fill(TEXT, assets)
     assert "1,234,567 parameters and reaches 1.52 bits per byte" in text
     assert "| (IA)³ | 10 | 40 | 0.65 (0.60 to 0.70) |" in text and "positive texts, 2 seeds" in text
-    assert "| -2 | 0.10 (0.10 to 0.10) | 0.70 (0.70 to 0.70) | 1.22 |" in text  # exp(0.2)
+    assert "| -2 | 0.10 (0.10 to 0.10) | 0.70 (0.70 to 0.70) | 1.22 | 1.20 |" in text  # exp(0.2), 120 / 100
     assert "| 0 (base) | 0.50" in text and "-0.5 |" not in text
     assert re.search(r"\*\*GPU path\*\*.*: not measured\.", text)
     assert "a CPU, 2 cores" in text and "base (nothing trained) |" not in text
@@ -118,7 +125,15 @@ def test_without_records_nothing_is_invented(tmp_path: Path) -> None:
     assert not any(re.search(r"\d\.\d\d", part) for part in parts.values())
 
 
-@pytest.mark.parametrize(("key", "value"), [("config_id", "000000000000"), ("config", {"base": "other", "steps": 200})])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config_id", "000000000000"),
+        ("config", fitting("other", "full")),
+        ("config", fitting("b", "full") | {"learning_rate": 1.0}),
+        ("config", fitting("b", "full") | {"temperature": 0.1}),
+    ],
+)
 def test_records_that_do_not_belong_together_are_refused(assets: Path, key: str, value: object) -> None:
     path = assets / "runs/mini/positive-full-seed1.json"
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | {key: value})

@@ -1,6 +1,7 @@
 """The dial: it moves the vectors as said, measures what it says, and puts everything back."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -66,6 +67,8 @@ def test_reference_dial_says_why_it_is_not_used(monkeypatch, tmp_path):
     assert steering.load_reference_dial(profile, "f")[1].endswith("not measured")
     path = tmp_path / "runs" / "mini" / "dial.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"config_id": profile.config_id(), "base": "f", "rows": [{"strength": 0}]}))
+    path.write_text(json.dumps(steering.dial_header(profile, "f") | {"rows": [{"strength": 0}]}))
     assert steering.load_reference_dial(profile, "f") == ([{"strength": 0}], None)
-    assert "another configuration or base" in steering.load_reference_dial(profile, "g")[1]
+    others = [(profile, "g"), (replace(profile, top_p=0.5), "f"), (replace(profile, steps=7), "f")]
+    for other, base in others:
+        assert "another configuration, base model or sampling" in steering.load_reference_dial(other, base)[1]

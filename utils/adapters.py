@@ -1,4 +1,4 @@
-"""(IA)³ on GPT-2: its configuration, attaching it or a rival, counting, the learned vectors, several at once.
+"""(IA)³ on GPT-2: its configuration, attaching it or a rival, the learned vectors, several adapters at once.
 
 (IA)³ (Liu et al. 2022, arXiv:2205.05638) multiplies keys, values and the feed-forward's inner activation by learned
 vectors that start at 1. In GPT-2 query, key and value come out of one matrix, `c_attn`, so peft scales the query
@@ -10,19 +10,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from torch import Tensor
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.config import Profile
+from utils.counts import (  # students import from here
+    LORA_RANK,
+    PREFIX_TOKENS,
+    ParameterCount,
+    count_parameters,
+    predict_gpt2_groups,
+    predict_ia3_count,
+    predict_lora_count,
+    predict_trainable,
+)
 from utils.generation import Sample, generate
 from utils.gpu import pick_device
 from utils.hub import model_folder
-from utils.storage import (  # the other half of this module; students import from here
+from utils.rivals import hold_queries, insert_bottlenecks, train_biases
+from utils.storage import (  # the other half of this module
     AdapterError,
     base_fingerprint,
     carries_adapter,
@@ -36,12 +46,21 @@ from utils.storage import (  # the other half of this module; students import fr
 __all__ = [
     "METHODS", "AdapterError", "AdapterLibrary", "ParameterCount", "attach", "base_fingerprint",
     "count_parameters", "find_adapter", "ia3_config", "load_adapter", "load_base", "lora_config", "merge",
-    "predict_gpt2_groups", "predict_ia3_count", "predict_lora_count", "read_probe", "save_adapter",
-    "scaling_vectors", "set_scaling_vectors",
+    "predict_gpt2_groups", "predict_ia3_count", "predict_lora_count", "predict_trainable", "read_probe",
+    "save_adapter", "scaling_vectors", "set_scaling_vectors",
 ]  # fmt: skip
 
-METHODS = {"base": "base (nothing trained)", "ia3": "(IA)³", "lora": "LoRA r=8", "full": "full fine-tuning"}
-LORA_RANK = 8
+METHODS = {
+    "base": "base (nothing trained)",
+    "ia3": "(IA)³",
+    "ia3_kv": "(IA)³ without queries",
+    "lora": "LoRA r=8",
+    "bitfit": "BitFit",
+    "prefix": "prefix tuning",
+    "bottleneck": "bottleneck adapter",
+    "full": "full fine-tuning",
+}
+MERGEABLE = ("ia3", "ia3_kv", "lora")  # what leaves a plain GPT-2 behind
 ROLES = {"attention": "attn.c_attn", "feedforward": "mlp.c_proj"}
 
 
@@ -86,77 +105,43 @@ def lora_config() -> LoraConfig:
     )  # fmt: skip
 
 
-def attach(model: GPT2LMHeadModel, method: str, seed: int = 0) -> GPT2LMHeadModel | PeftModel:
-    """Make `model` trainable by `method` (a key of `METHODS`); peft methods change it in place and wrap it.
+def prefix_config() -> PrefixTuningConfig:
+    """20 virtual tokens whose keys and values are learned in each layer (Li & Liang 2021), without a projection."""
+    return PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=PREFIX_TOKENS)
 
-    Raises `AdapterError` for an unknown method or a model that carries an adapter already.
+
+def attach(model: GPT2LMHeadModel, method: str, seed: int = 0) -> GPT2LMHeadModel | PeftModel:
+    """Make `model` trainable by `method` (a key of `METHODS`) in place; peft's methods also wrap it.
+
+    All but prefix tuning leave the logits as they were. Raises `AdapterError` for an unknown method or a model that
+    carries an adapter already.
     """
     if method not in METHODS:
         raise AdapterError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
     if carries_adapter(model):
         raise AdapterError("this model already carries an adapter: load a fresh base with load_base(profile)")
-    torch.manual_seed(seed)  # LoRA's A starts at random
-    if method == "ia3":
-        return get_peft_model(model, ia3_config(model))
-    if method == "lora":
-        return get_peft_model(model, lora_config())
-    return model.requires_grad_(method == "full")
+    torch.manual_seed(seed)  # LoRA's A, the prefix and the bottleneck's way down start at random
+    if method in PEFT_CONFIGS:
+        model = get_peft_model(model, PEFT_CONFIGS[method](model))
+    else:
+        PLAIN_METHODS[method](model)
+    if method == "ia3_kv":
+        hold_queries(model)
+    return model
 
 
-@dataclass(frozen=True)
-class ParameterCount:
-    """Numbers of parameters: `total` counts a tied matrix once; `groups` names where they sit."""
-
-    trainable: int
-    total: int
-    groups: dict[str, int]
-
-    @property
-    def percent(self) -> float:
-        """Trainable parameters as a percentage of all."""
-        return 100 * self.trainable / self.total
-
-
-def group_of(name: str) -> str:
-    """The group of a parameter, from its name."""
-    if "ia3_" in name or "lora_" in name:
-        return "adapter"
-    for part, group in (("wte", "token embedding"), ("wpe", "position embedding"), (".attn.", "attention"),
-                        (".mlp.", "feed-forward")):  # fmt: skip
-        if part in name:
-            return group
-    return "layer norms"
-
-
-def count_parameters(model: torch.nn.Module) -> ParameterCount:
-    """Count by walking the model (works on the meta device, nothing need be downloaded)."""
-    groups: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        groups[group_of(name)] = groups.get(group_of(name), 0) + parameter.numel()
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return ParameterCount(trainable, sum(groups.values()), groups)
-
-
-def predict_gpt2_groups(config: GPT2Config) -> dict[str, int]:
-    """Closed form for L layers of width d: attention L(4d²+4d), feed-forward L(8d²+5d), layer norms (4L+2)d."""
-    d, layers = config.n_embd, config.n_layer
-    return {
-        "token embedding": config.vocab_size * d,  # the output head is the same matrix
-        "position embedding": config.n_positions * d,
-        "attention": layers * (4 * d * d + 4 * d),
-        "feed-forward": layers * (8 * d * d + 5 * d),
-        "layer norms": (4 * layers + 2) * d,
-    }
-
-
-def predict_ia3_count(config: GPT2Config, attention: bool = True, feedforward: bool = True) -> int:
-    """L (3d + 4d): one number for each output of `c_attn` and for each input of `mlp.c_proj`."""
-    return config.n_layer * config.n_embd * (3 * attention + 4 * feedforward)
-
-
-def predict_lora_count(config: GPT2Config, rank: int = LORA_RANK) -> int:
-    """L r (d + 3d): A is (r, d) and B is (3d, r) on each `c_attn`."""
-    return config.n_layer * rank * 4 * config.n_embd
+PEFT_CONFIGS = {
+    "ia3": ia3_config,
+    "ia3_kv": ia3_config,
+    "lora": lambda _: lora_config(),
+    "prefix": lambda _: prefix_config(),
+}
+PLAIN_METHODS = {
+    "base": lambda model: model.requires_grad_(False),
+    "full": lambda model: model.requires_grad_(True),
+    "bitfit": train_biases,
+    "bottleneck": insert_bottlenecks,
+}
 
 
 def merge(model: PeftModel, in_place: bool = False) -> GPT2LMHeadModel:

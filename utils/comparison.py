@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from datasets import Dataset
 
@@ -20,7 +21,7 @@ from utils.evaluation import evaluate_samples, held_out_loss, load_judges
 from utils.generation import generate
 from utils.gpu import estimate_memory, fast_bf16, require_memory
 from utils.runs import Estimate, RunError, RunRecord, environment, load_runs, mean_interval
-from utils.training import train
+from utils.training import TrainingError, train
 
 COMPARED = ("base", "ia3", "lora", "full")  # "base" trains nothing: the level that every method starts from
 
@@ -64,12 +65,43 @@ def measure_run(
             folder=folder,
             seed=seed,
         )
-    record.config |= {"bf16": fast_bf16(model.device), "samples": profile.samples_per_prompt * len(PROMPTS),
-                      "new_tokens": profile.new_tokens}  # fmt: skip
+    record.config |= {"bf16": fast_bf16(model.device), "prompts": len(PROMPTS), **profile.sampling}
     record.metrics |= _measure(bench, model, seed)
     if method == "ia3" and adapter_folder is not None:
         save_adapter(model, bench.tokenizer, adapter_folder)
     return record
+
+
+def sweep_row(bench: Bench, method: str, rate: float, seed: int, folder: Path | str) -> dict[str, object]:
+    """Train `method` at the learning rate `rate` as `measure_run` does, and keep what a choice on validation needs.
+
+    A rate at which the loss is not finite is a row too: its `best_loss` is None.
+    """
+    profile = replace(bench.profile, seed=seed)
+    row: dict[str, object] = {"method": method, "learning_rate": rate, "seed": seed}
+    try:
+        record = train(
+            attach(load_base(profile)[0], method, seed),
+            bench.blocks("adapter", "positive", reviews=profile.train_reviews),
+            profile,
+            method=method,
+            eval_blocks=bench.blocks("validation", "positive", limit=profile.eval_blocks),
+            folder=folder,
+            seed=seed,
+            learning_rate=rate,
+        )
+    except TrainingError:
+        return row | {"start_loss": None, "best_loss": None, "best_step": None}
+    return row | {key: record.metrics[key] for key in ("start_loss", "best_loss", "best_step")}
+
+
+def chosen_rates(rows: Sequence[dict]) -> dict[str, float]:
+    """For each method the rate with the lowest validation loss, a mean over the seeds it was tried with."""
+    losses: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        if row["best_loss"] is not None:
+            losses.setdefault(row["method"], {}).setdefault(row["learning_rate"], []).append(row["best_loss"])
+    return {m: min(by_rate, key=lambda rate: fmean(by_rate[rate])) for m, by_rate in losses.items()}
 
 
 def _untrained(bench: Bench, model: object, task: str, seed: int) -> RunRecord:
@@ -95,14 +127,28 @@ def _measure(bench: Bench, model: object, seed: int) -> dict[str, dict]:
 
 
 def usable_runs(folder: Path, profile: Profile, fingerprint: str) -> tuple[list[RunRecord], list[str]]:
-    """The records in `folder` of this configuration *and* this base model, and why each other one was left out."""
+    """The records in `folder` that fit this profile *and* this base model, and why each other one was left out."""
     try:
         found, excluded = load_runs(folder, config_id=profile.config_id())
     except RunError:
         return [], [f"no run records for profile {profile.name}"]
-    other = [r for r in found if r.config.get("base") != fingerprint]
-    excluded += [f"{r.task}-{r.method}-seed{r.seed}: made with another base model" for r in other]
-    return [r for r in found if r not in other], excluded
+    reasons = [misfit(record, profile, fingerprint) for record in found]
+    excluded += [f"{r.task}-{r.method}-seed{r.seed}: {why}" for r, why in zip(found, reasons, strict=True) if why]
+    return [r for r, why in zip(found, reasons, strict=True) if not why], excluded
+
+
+def misfit(record: RunRecord, profile: Profile, fingerprint: str) -> str | None:
+    """Why `record` may not stand beside today's runs of `profile` on the base `fingerprint`; None where it may."""
+    if record.config_id != profile.config_id():
+        return f"another configuration ({record.config_id}, not {profile.config_id()})"
+    if record.config.get("base") != fingerprint:
+        return "made with another base model"
+    rate = profile.learning_rates.get(record.method)
+    if record.config.get("learning_rate") != rate:
+        return f"trained at a rate of {record.config.get('learning_rate')}, not {rate}"
+    if {key: record.config.get(key) for key in profile.sampling} != profile.sampling:
+        return "its text was sampled in another way"
+    return None
 
 
 def comparison_runs(

@@ -106,13 +106,14 @@ class Profile:
     def config_id(self) -> str:
         """12 hex digits of SHA-256 over the fields that decide a training result: equal ids may be compared.
 
-        The seed (runs differ in it on purpose) and the sampling fields are left out.
+        Left out: the seed (runs differ in it on purpose), how text is sampled, and the learning rates, of which each
+        method has its own: a record keeps those three itself (`comparison.misfit` compares them).
         """
         kept = {key: value for key, value in self.settings().items() if key not in _NOT_TRAINING}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_NOT_TRAINING = {"seed", "samples_per_prompt", "new_tokens", "temperature", "top_p"}
+_NOT_TRAINING = {"seed", "samples_per_prompt", "new_tokens", "temperature", "top_p", "learning_rates"}
 _UPPER = {"warmup_ratio": 1.0, "top_p": 1.0}
 _MAY_BE_ZERO = {"seed", "warmup_ratio"}
 
@@ -142,7 +143,15 @@ PROFILES: Mapping[str, Profile] = FrozenDict(
         eval_every=25,
         eval_blocks=64,
         train_reviews=1500,
-        learning_rates={"ia3": 1e-2, "lora": 3e-3, "full": 5e-4, "bitfit": 5e-3},
+        learning_rates={
+            "ia3": 1e-2,
+            "ia3_kv": 1e-2,
+            "lora": 3e-3,
+            "bitfit": 5e-3,
+            "prefix": 1e-2,
+            "bottleneck": 3e-3,
+            "full": 5e-4,
+        },
         samples_per_prompt=16,
     ),
     gpt2=Profile(
@@ -157,7 +166,15 @@ PROFILES: Mapping[str, Profile] = FrozenDict(
         eval_every=50,
         eval_blocks=128,
         train_reviews=3000,
-        learning_rates={"ia3": 5e-3, "lora": 1e-3, "full": 5e-5, "bitfit": 1e-3},
+        learning_rates={
+            "ia3": 5e-3,
+            "ia3_kv": 5e-3,
+            "lora": 1e-3,
+            "bitfit": 1e-3,
+            "prefix": 5e-3,
+            "bottleneck": 1e-3,
+            "full": 5e-5,
+        },
         samples_per_prompt=16,
     ),
 )

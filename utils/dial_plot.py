@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -26,16 +26,16 @@ Points = dict[float, list[Estimate]]  # strength -> one estimate a seed
 
 
 def dial_figure(rows: Sequence[Mapping[str, object]]) -> Axes:
-    """Positivity of the generated text, and held-out perplexity as a multiple of the base's, against the strength a.
+    """Positivity of the generated text and its two prices, as multiples of the base's, against the strength a.
 
-    A row is one point: `strength`, `positivity` and `positivity_chars` (shares, 0 to 1) and `held_out_loss` (nats per
-    token of the turned model on real reviews), each an Estimate or its dict; where there are several also `curve`
-    ("dial" or "contrast") and `seed`.
+    A row is one point: `strength`; `positivity` and `positivity_chars` (shares, 0 to 1); `held_out_loss` (nats per
+    token of the turned model on real reviews) and `perplexity` (of the turned model's text under the frozen base), each
+    an Estimate or its dict; where there are several also `curve` ("dial" or "contrast") and `seed`.
     Lines are means over seeds; a band covers the 95 % intervals of all seeds. Returns the upper Axes. Raises
-    ValueError where a curve has no row at strength 0, the base model that perplexity is compared with.
+    ValueError where a curve has no row at strength 0, the base model that both prices are compared with.
     """
     apply_style()
-    figure, (top, low) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=(2.5, 1))
+    figure, (top, middle, low) = plt.subplots(3, 1, figsize=(8, 7.2), sharex=True, height_ratios=(2.5, 1, 1))
     curves: dict[str, list[Mapping[str, object]]] = defaultdict(list)
     for row in rows:
         curves[str(row.get("curve", "dial"))].append(row)
@@ -43,8 +43,9 @@ def dial_figure(rows: Sequence[Mapping[str, object]]) -> Axes:
         for score in JUDGES:
             _line(top, _by_strength(points, score), name, JUDGES[score], band=score == "positivity")
         _end_values(top, _by_strength(points, "positivity"), CURVES[name][1])
-        _line(low, _relative(points), name, "-", band=False)
-    _landmarks(top, low)
+        _line(middle, _relative(points, "held_out_loss", math.exp), name, "-", band=False)
+        _line(low, _relative(points, "perplexity", float), name, "-", band=False)
+    _landmarks(top, middle, low)
     _legends(top, list(curves))
     return top
 
@@ -57,20 +58,20 @@ def _by_strength(rows: Sequence[Mapping[str, object]], key: str) -> Points:
     return points
 
 
-def _relative(rows: Sequence[Mapping[str, object]]) -> Points:
-    """Held-out perplexity divided by that of the same seed at strength 0: exp of the difference in loss.
+def _relative(rows: Sequence[Mapping[str, object]], key: str, perplexity: Callable[[float], float]) -> Points:
+    """The `perplexity` of `key`, divided by that of the same seed at strength 0.
 
-    No interval: the losses are on the same blocks, so the intervals of the levels say little about the ratio.
+    No interval: both levels are of the same blocks, or the same prompts, so theirs say little about the ratio.
     """
     points: Points = defaultdict(list)
     for seed in sorted({row.get("seed", 0) for row in rows}):
-        own = _by_strength([row for row in rows if row.get("seed", 0) == seed], "held_out_loss")
+        own = _by_strength([row for row in rows if row.get("seed", 0) == seed], key)
         if 0 not in own:
             raise ValueError("a dial curve needs the base model: measure strength 0 as well")
-        base = own[0][0].value
-        for strength, (loss, *_) in own.items():
-            ratio = math.exp(loss.value - base)
-            points[strength].append(Estimate(ratio, ratio, ratio, loss.n))
+        base = perplexity(own[0][0].value)
+        for strength, (estimate, *_) in own.items():
+            ratio = perplexity(estimate.value) / base
+            points[strength].append(Estimate(ratio, ratio, ratio, estimate.n))
     return dict(sorted(points.items()))
 
 
@@ -94,23 +95,23 @@ def _end_values(ax: Axes, points: Points, colour: str) -> None:
                     color=colour, fontsize=12)  # fmt: skip
 
 
-def _landmarks(top: Axes, low: Axes) -> None:
-    """Axis labels, the base at a = 0, the adapter as trained at a = 1."""
-    for ax in (top, low):
+def _landmarks(top: Axes, middle: Axes, low: Axes) -> None:
+    """Axis labels, the base at a = 0, one adapter as trained at a = 1."""
+    for ax in (top, middle, low):
         for strength in (0, 1):
             ax.axvline(strength, color=GREY, linewidth=1, linestyle=":")
-    for strength, text, side in ((0, "a = 0: base model ", "right"), (1, " a = 1: adapter as trained", "left")):
+    for strength, text, side in ((0, "a = 0: base model ", "right"), (1, " a = 1: one adapter as trained", "left")):
         top.annotate(text, (strength, 1.01), xycoords=("data", "axes fraction"), ha=side, va="bottom", fontsize=10)
     top.set(ylabel="texts judged positive", ylim=(-0.03, 1.03))
     left, right = top.dataLim.intervalx
     top.set_xlim(left - 0.09 * (right - left), right + 0.09 * (right - left))  # room for the values at both ends
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     top.yaxis.set_major_locator(MultipleLocator(0.25))
-    low.axhline(1, color=BLACK, linewidth=1)
-    low.set(
-        ylabel="held-out perplexity\n(x base model)", xlabel="← more negative        strength a        more positive →"
-    )
-    low.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+    for ax, what in ((middle, "of real\nreviews"), (low, "of its\nown text")):
+        ax.axhline(1, color=BLACK, linewidth=1)
+        ax.set_ylabel(f"perplexity {what}\n(x base model)", fontsize=10)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+    low.set_xlabel("← more negative        strength a        more positive →")
     low.xaxis.set_major_locator(MultipleLocator(1))
 
 

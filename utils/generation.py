@@ -74,7 +74,7 @@ def _check_prompts(
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise GenerationError(f"prompt {index} is empty or not a string ({prompt!r}): give it at least one word")
-    context = model.config.n_positions
+    context = model.config.n_positions - virtual_tokens(model)
     encoded = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
     for index, ids in enumerate(encoded):
         if len(ids) + new_tokens > context:
@@ -83,6 +83,11 @@ def _check_prompts(
                 f"is {context}: shorten the prompt, or set new_tokens to at most {max(0, context - len(ids))}"
             )
     return encoded
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Positions of the context that prefix tuning takes for itself; 0 for every other model."""
+    return sum(getattr(config, "num_virtual_tokens", 0) for config in getattr(model, "peft_config", {}).values())
 
 
 def _check_settings(samples: int, new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:

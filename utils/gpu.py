@@ -21,7 +21,8 @@ import psutil
 import torch
 from torch import nn
 
-from utils.memory import FLOAT32, METHOD_FOOTPRINTS, activation_bytes, format_bytes, saved_for_backward
+from utils.counts import predict_trainable
+from utils.memory import FLOAT32, FOOTPRINTS, activation_bytes, format_bytes, saved_for_backward
 
 __all__ = [
     "GpuError",
@@ -227,12 +228,12 @@ def estimate_memory(
     `model` may be the base or already carry the adapter.
     Raises GpuError for an unknown method.
     """
-    if method not in METHOD_FOOTPRINTS:
-        raise GpuError(f"no memory estimate for method {method!r}; known: {', '.join(METHOD_FOOTPRINTS)}")
+    if method not in FOOTPRINTS:
+        raise GpuError(f"no memory estimate for method {method!r}; known: {', '.join(FOOTPRINTS)}")
     device = torch.device(device) if device is not None else pick_device()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     weights = parameters * FLOAT32
-    gradients = METHOD_FOOTPRINTS[method].trainable(model.config, parameters) * FLOAT32
+    gradients = predict_trainable(model.config, method) * FLOAT32
     activations = activation_bytes(model.config, method, batch, length, device)
     # beside the stored log-probabilities: the logits while held, their gradient, that of the log-probabilities
     working = 3 * FLOAT32 * batch * length * model.config.vocab_size + (weights // 2 if fast_bf16(device) else 0)

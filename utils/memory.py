@@ -1,7 +1,7 @@
 """Closed forms for the memory of GPT-2 training, and the measurement that checks them.
 
-For: how many parameters a method trains, how many bytes of activations a forward pass stores, both from the
-configuration alone, and `saved_for_backward`, which counts the stored bytes of a real pass.
+For: how many bytes of activations a forward pass stores, from the configuration alone; `saved_for_backward`, which
+counts the stored bytes of a real pass.
 Not for: devices and what is free on them (`gpu.py` puts the two together in `estimate_memory`).
 """
 
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import GPT2Config
+
+from utils.counts import LORA_RANK, PREFIX_TOKENS, bottleneck_size, inner_size
 
 FLOAT32 = 4  # bytes
 
@@ -74,35 +76,36 @@ def saved_for_backward(model: nn.Module) -> Iterator[SavedBytes]:
 
 @dataclass(frozen=True)
 class Footprint:
-    """One method on GPT-2, width d, L layers: trainable parameters, and activations kept beside the frozen base's.
+    """What a method keeps beside the frozen base's activations, on GPT-2 of width d.
 
-    `a_block` counts per token and layer, in units of d; `outside` the same, once per token.
+    `a_block` counts per token and layer in units of d, `outside` the same once per token; both are functions of the
+    configuration and the length of a block. `untouched`: blocks before the first trainable number, of which nothing is
+    kept.
     """
 
-    trainable: Callable[[GPT2Config, int], int]  # (config, all parameters) -> count
-    a_block: Callable[[GPT2Config], float]
-    outside: float
+    a_block: Callable[[GPT2Config, int], float]
+    outside: Callable[[GPT2Config, int], float] = lambda _config, _length: 0
+    untouched: int = 0
 
 
-RANK = 8  # of LoRA on c_attn
-
-METHOD_FOOTPRINTS: dict[str, Footprint] = {
+FOOTPRINTS: dict[str, Footprint] = {
     # l needs the input of its product: the output of c_attn (3 d), the inside of the feed-forward (4 d)
-    "ia3": Footprint(
-        lambda c, _: c.n_layer * (3 * c.n_embd + inner_size(c)), lambda c: 3 + inner_size(c) / c.n_embd, 0
-    ),
+    "ia3": Footprint(lambda c, _: 3 + inner_size(c) / c.n_embd),
+    "ia3_kv": Footprint(lambda c, _: 3 + inner_size(c) / c.n_embd),
     # A needs the normalised input of c_attn (d), B needs the product with A (r)
-    "lora": Footprint(lambda c, _: c.n_layer * RANK * 4 * c.n_embd, lambda c: 1 + RANK / c.n_embd, 0),
+    "lora": Footprint(lambda c, _: 1 + LORA_RANK / c.n_embd),
+    # a bias needs nothing
+    "bitfit": Footprint(lambda c, _: 0),
+    # keys and values are copied behind the virtual tokens' (2 d for more tokens), which are kept too; one mask for all
+    "prefix": Footprint(
+        lambda c, length: 2 * (length + 2 * PREFIX_TOKENS) / length,
+        outside=lambda c, length: (length + PREFIX_TOKENS) / c.n_embd,
+    ),
+    # the way down needs its input (d), GELU and the way up need theirs (r each)
+    "bottleneck": Footprint(lambda c, _: 1 + 2 * bottleneck_size(c) / c.n_embd, untouched=1),
     # every weight needs its layer's input: two norms' outputs (2 d), the inside of the feed-forward (4 d); the head d
-    "full": Footprint(lambda _, total: total, lambda c: 2 + inner_size(c) / c.n_embd, 1),
-    # a bias needs nothing; a block has 7 d + 4 d of them, norms included, and the last norm d
-    "bitfit": Footprint(lambda c, _: c.n_layer * (7 * c.n_embd + inner_size(c)) + c.n_embd, lambda _: 0, 0),
+    "full": Footprint(lambda c, _: 2 + inner_size(c) / c.n_embd, outside=lambda *_: 1),
 }
-
-
-def inner_size(config: GPT2Config) -> int:
-    """Width inside the feed-forward layers: four times the model's unless the configuration says otherwise."""
-    return config.n_inner or 4 * config.n_embd
 
 
 def activation_bytes(
@@ -112,14 +115,15 @@ def activation_bytes(
 
     Per token and layer, in units of the width d (from transformers' GPT-2; a test holds it within 5 % of a real pass):
     two layer norms' inputs 2; query, key, value and the attention's output 4; the tanh form of GELU four tensors of
-    the inner size 4 x 4 = 16; what `METHOD_FOOTPRINTS` adds. Per token: the last norm's input (d) and the
+    the inner size 4 x 4 = 16; what `FOOTPRINTS` adds. Per token: the last norm's input (d) and the
     log-probabilities (vocabulary). Dropout adds its masks, and on a CPU three tensors of `length` a head, because
     the fused attention there knows no dropout. Attention itself stores no matrix of `length` x `length`.
     """
-    footprint, width = METHOD_FOOTPRINTS[method], config.n_embd
-    block = 2 + 4 + 4 * inner_size(config) / width + footprint.a_block(config)
+    footprint, width = FOOTPRINTS[method], config.n_embd
+    block = 2 + 4 + 4 * inner_size(config) / width
     block += 2 if config.resid_pdrop else 0
     if config.attn_pdrop and torch.device(device).type == "cpu":
         block += 3 * config.n_head * length / width
-    per_token = width * (config.n_layer * block + 1 + footprint.outside) + config.vocab_size
+    blocks = (config.n_layer - footprint.untouched) * block + config.n_layer * footprint.a_block(config, length)
+    per_token = width * (blocks + 1 + footprint.outside(config, length)) + config.vocab_size
     return round(FLOAT32 * batch * length * per_token)

@@ -19,9 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from torch import Tensor
 
+from utils.adapters import METHODS
 from utils.dial_plot import dial_figure
 from utils.runs import METRICS, Estimate, RunRecord, pareto_front
-from utils.style import BLACK, BLUE, GREEN, GREY, LABELS, ORANGE, RED, STYLES, apply_style, new_axes, show
+from utils.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, STYLES, apply_style, new_axes, show
 
 __all__ = [
     "apply_style", "cost_vs_quality", "dial_figure", "learning_curves", "lengths_histogram", "loss_curve",
@@ -70,22 +71,28 @@ def parameter_bar(
 
 
 def loss_curve(history: Sequence[Mapping[str, float]], baseline: float | None = None, ax: Axes | None = None) -> Axes:
-    """Training and held-out loss (nats per token) against the step; `baseline`: the base model's held-out loss."""
-    ax = new_axes(ax)
+    """Held-out loss (nats per token) against the step; without `ax` also the training batches' loss, beside it.
+
+    `baseline` is the base model's held-out loss. The two losses are of different reviews, so they share no axis.
+    """
     train, held_out = ([(r["step"], r[k]) for r in history if k in r] for k in ("train_loss", "eval_loss"))
-    if train:
-        ax.plot(*zip(*train, strict=True), color=GREY, linewidth=1, label="training batches")
-    if held_out:
-        ax.plot(*zip(*held_out, strict=True), color=BLUE, marker="o", label="held-out reviews")
-        step, loss = min(held_out, key=lambda point: point[1])
-        side = "right" if step > held_out[-1][0] / 2 else "left"
-        ax.annotate(f"best: {loss:.3f} at step {step:,.0f}", (step, loss), (0, -24), textcoords="offset points",
-                    ha=side, color=BLUE, bbox=WHITE)  # fmt: skip
+    if ax is None and train:
+        apply_style()
+        _, (batches, ax) = plt.subplots(1, 2, figsize=(8, 3.4))
+        batches.plot(*zip(*train, strict=True), color=GREY, linewidth=1)
+        batches.set(title="training batches", xlabel="optimiser step", ylabel="loss (nats/token)")
+    ax = new_axes(ax)
+    ax.plot(*zip(*held_out, strict=True), color=BLUE, marker="o")
+    step, loss = min(held_out, key=lambda point: point[1])
+    side = "right" if step > held_out[-1][0] / 2 else "left"
+    ax.annotate(f"best: {loss:.3f} at step {step:,.0f}", (step, loss), (0, -24), textcoords="offset points",
+                ha=side, color=BLUE, bbox=WHITE)  # fmt: skip
     if baseline is not None:
-        ax.axhline(baseline, color=BLACK, linestyle="--", linewidth=1.2, label=f"base model: {baseline:.3f}")
-    ax.set(xlabel="optimiser step", ylabel="loss (nats/token)")
-    ax.margins(y=0.15)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)  # above: it never hides a curve
+        ax.axhline(baseline, color=BLACK, linestyle="--", linewidth=1.2)
+        ax.annotate(f"base model: {baseline:.3f}", (held_out[-1][0], baseline), (0, 4), textcoords="offset points",
+                    ha="right")  # fmt: skip
+    ax.set(title="held-out reviews", xlabel="optimiser step", ylabel="loss (nats/token)")
+    ax.margins(y=0.2)
     return ax
 
 
@@ -140,21 +147,23 @@ def unit_map(vectors: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
 
 
 def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axes:
-    """Held-out loss (nats per token) against the step: a bold line a method (mean over seeds), a thin one a seed."""
+    """Change of the held-out loss (nats per token) against the step: a bold line per method, a thin one per seed."""
     ax, methods = new_axes(ax), defaultdict(list)
     for record in records:
         points = {row["step"]: row["eval_loss"] for row in record.history if "eval_loss" in row}
         if points:
-            methods[record.method].append(points)
+            start = points[min(points)]
+            methods[record.method].append({step: loss - start for step, loss in points.items()})
     for method, runs in methods.items():
         colour, marker, line = STYLES.get(method, (GREY, ".", "-"))
         steps = sorted(set.intersection(*map(set, runs)))
         mean = [statistics.fmean(run[step] for run in runs) for step in steps]
         for run in runs if len(runs) > 1 else ():
             ax.plot(list(run), list(run.values()), color=colour, linewidth=0.8, alpha=0.5)
-        label = f"{LABELS.get(method, method)}: best {min(mean):.3f}{_seeds(len(runs))}"
+        label = f"{METHODS.get(method, method)}: best {min(mean):+.4f}{_seeds(len(runs))}"
         ax.plot(steps, mean, color=colour, marker=marker, linestyle=line, label=label)
-    ax.set(xlabel="optimiser step", ylabel="held-out loss (nats/token)")
+    ax.axhline(0, color=GREY, linewidth=1)
+    ax.set(xlabel="optimiser step", ylabel="held-out loss, minus the base's\n(nats/token)")
     ax.legend()
     return ax
 
@@ -176,7 +185,10 @@ def cost_vs_quality(
     paid = [row for row in rows if row[cost]]
     for row in rows:
         value, low, high = _interval(row[quality])
-        label, (colour, marker, _) = LABELS.get(row["method"], row["method"]), STYLES.get(row["method"], STYLES["base"])
+        label, (colour, marker, _) = (
+            METHODS.get(row["method"], row["method"]),
+            STYLES.get(row["method"], STYLES["base"]),
+        )
         if not row[cost]:
             ax.axhline(value, color=GREY, linestyle="--", linewidth=1.5)
             ax.annotate(f"{label}: {value:.{metric.digits}f}", (0.01, value), (0, 4), color=GREY,

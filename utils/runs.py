@@ -163,13 +163,15 @@ def environment() -> tuple[dict[str, str], dict[str, str | int]]:
     """Versions of the packages, and the hardware: what decides a result, no host names, no paths."""
     import torch
 
+    from utils.gpu import pick_device
+
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    cuda = torch.cuda.is_available()
+    cuda = pick_device().type == "cuda"
     name = torch.cuda.get_device_name() if cuda else torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
     hardware = {"device": "cuda" if cuda else "cpu", "name": name, "cores": os.cpu_count() or 1}
     return versions, hardware | {"threads": torch.get_num_threads(), "system": platform.system()}

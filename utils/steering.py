@@ -68,12 +68,21 @@ def strength_sweep(
     return rows
 
 
+def dial_header(profile: Profile, fingerprint: str) -> dict[str, object]:
+    """What a recorded dial was made with; one with another header is not used, and never continued."""
+    return {
+        "config_id": profile.config_id(), "base": fingerprint, "learning_rate": profile.learning_rates["ia3"],
+        "sampling": profile.sampling,
+    }  # fmt: skip
+
+
 def load_reference_dial(profile: Profile, fingerprint: str) -> tuple[list[dict], str | None]:
     """Rows of this profile's committed dial, or none and the reason: no record, another configuration or base."""
     path = ASSETS / "runs" / profile.name / "dial.json"
     if not path.exists():
         return [], f"no reference run of the dial for profile {profile.name}: not measured"
     record = json.loads(path.read_text(encoding="utf-8"))
-    if (record["config_id"], record["base"]) != (profile.config_id(), fingerprint):
-        return [], f"{path.name} was made with another configuration or base model: not used"
+    header = dial_header(profile, fingerprint)
+    if {key: record.get(key) for key in header} != header:
+        return [], f"{path.name} was made with another configuration, base model or sampling: not used"
     return record["rows"], None

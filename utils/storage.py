@@ -25,6 +25,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.config import ASSETS, Profile, artifacts_dir
+from utils.counts import ADAPTER_MARKS
+from utils.rivals import Bottleneck
 
 PROBE_PROMPT = "This movie was one of the"
 PROBE_LOGITS = 64  # how many logits of the last position are kept
@@ -42,15 +44,15 @@ def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def carries_adapter(model: PreTrainedModel) -> bool:
-    """True when peft has put adapter layers into this model, wrapped or not."""
-    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    """True when this model is wrapped by peft, or holds adapter layers of peft's or of ours."""
+    return isinstance(model, PeftModel) or any(isinstance(m, (BaseTunerLayer, Bottleneck)) for m in model.modules())
 
 
 def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """16 hex digits of BLAKE2b over the base weights (names, float32 bytes); an attached adapter does not change it."""
     digest = hashlib.blake2b(digest_size=8)
     for name, parameter in sorted(plain_model(model).named_parameters()):
-        if "ia3_" in name or "lora_" in name:
+        if any(mark in name for mark in ADAPTER_MARKS):
             continue
         digest.update(name.replace(".base_layer", "").encode())
         digest.update(parameter.detach().float().cpu().contiguous().numpy().data)

@@ -20,6 +20,7 @@ BLUE, ORANGE, BLACK, GREEN, RED, PURPLE, GREY = (
 
 STYLES: dict[str, tuple[str, str, str]] = {  # method -> colour, marker, line style
     "ia3": (BLUE, "o", "-"),
+    "ia3_kv": (BLUE, "d", (0, (1, 1))),
     "lora": (ORANGE, "s", "--"),
     "full": (BLACK, "D", "-."),
     "bitfit": (GREEN, "^", ":"),
@@ -27,7 +28,6 @@ STYLES: dict[str, tuple[str, str, str]] = {  # method -> colour, marker, line st
     "bottleneck": (RED, "P", (0, (3, 1, 1, 1))),
     "base": (GREY, "x", ":"),
 }
-LABELS = {"ia3": "(IA)³", "lora": "LoRA", "full": "full fine-tuning", "bitfit": "BitFit", "base": "base model"}
 
 
 def apply_style() -> None:

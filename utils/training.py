@@ -20,12 +20,14 @@ from datasets import Dataset
 from safetensors.torch import save as to_safetensors
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from utils.adapters import base_fingerprint, count_parameters
 from utils.config import Profile
 from utils.gpu import PeakMemory, autocast, fast_bf16
+from utils.rivals import trainable_state
 from utils.runs import RunRecord, environment
 
 RECORD = "run.json"
@@ -176,7 +178,8 @@ def train(
 def resume_point(folder: Path, record: RunRecord) -> str | None:
     """The last checkpoint of an interrupted run of the same configuration, whose history `record` then takes over.
 
-    Checkpoints of any other run are removed.
+    Checkpoints of any other run are removed, and so is one that a kill left half written: the Trainer writes its state
+    last, and deletes the checkpoint before only when the new one stands.
     """
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
@@ -187,10 +190,22 @@ def resume_point(folder: Path, record: RunRecord) -> str | None:
         before = None
     keys = ("method", "task", "config_id", "config", "seed", "versions")
     if before and before.status == "running" and all(getattr(before, k) == getattr(record, k) for k in keys):
+        for checkpoint in checkpoints.glob("checkpoint-*"):
+            if not _is_complete(checkpoint):
+                shutil.rmtree(checkpoint)
         record.history = before.history
         return get_last_checkpoint(str(checkpoints)) if before.history else None
     shutil.rmtree(checkpoints)
     return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether the Trainer's own state, the last file it writes, is there and whole."""
+    try:
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    except (OSError, ValueError, TypeError):
+        return False
+    return True
 
 
 def step_ratios(
@@ -209,7 +224,7 @@ def step_ratios(
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds + 1):
         for name, model in models.items():
-            seconds[name].append(_step_seconds(model, optimizers[name], inputs))
+            seconds[name].append(step_seconds(model, optimizers[name], inputs))
     *_, yardstick = seconds.values()
     return {
         name: statistics.median(a / b for a, b in zip(values[1:], yardstick[1:], strict=True))
@@ -217,8 +232,8 @@ def step_ratios(
     }
 
 
-def _step_seconds(model: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: dict) -> float:
-    """Wall-clock seconds of one forward pass, backward pass and update."""
+def step_seconds(model: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: dict) -> float:
+    """Wall-clock seconds of a forward pass, a backward pass and an update; `inputs`: the model's, (batch, length)."""
     batch = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     started = time.perf_counter()
     with autocast(model.device):
@@ -254,16 +269,20 @@ def check_finite(history: list[dict]) -> list[dict]:
 def summary(history: list[dict]) -> dict[str, float]:
     """Held-out loss before training and at the best trained step (nats per token), and the steps that reached it.
 
-    `steps_to_1_percent` is the first evaluated step whose loss is within 1 % of the best one.
+    `steps_to_1_percent` is the first evaluated step whose loss is within 1 % of the best one: 0 where the whole gain
+    is smaller than that. `steps_to_90_percent` is the first one with nine tenths of the gain.
     """
     start, *evaluated = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
     best_step, best = min(evaluated, key=lambda pair: pair[1])
     near = next(step for step, loss in [start, *evaluated] if loss <= 1.01 * best)
-    return {"start_loss": start[1], "best_loss": best, "best_step": best_step, "steps_to_1_percent": near}
+    gain = 0.9 * (start[1] - best)
+    most = next((step for step, loss in evaluated if start[1] - loss >= gain), best_step)
+    return {
+        "start_loss": start[1], "best_loss": best, "best_step": best_step, "steps_to_1_percent": near,
+        "steps_to_90_percent": most,
+    }  # fmt: skip
 
 
 def trainable_bytes(model: torch.nn.Module) -> int:
     """Size in bytes of a safetensors file with the trainable parameters, in memory; nothing is written."""
-    return len(
-        to_safetensors({n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad})
-    )
+    return len(to_safetensors(trainable_state(model)))

@@ -1,0 +1,124 @@
+"""How many numbers GPT-2 has and how many each method trains: closed forms, and the count that checks them.
+
+In the formulas: L layers of width d, inner width m (4d in GPT-2), LoRA's rank or the bottleneck's width r, t virtual
+tokens. Reached through `adapters.py`. Not for: bytes and memory (`memory.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import GPT2Config
+
+LORA_RANK = 8
+PREFIX_TOKENS = 20
+BOTTLENECK_SHARE = 12  # the bottleneck is a twelfth of the width: 64 on GPT-2
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters: `total` counts a tied matrix once; `groups` names where they sit."""
+
+    trainable: int
+    total: int
+    groups: dict[str, int]
+
+    @property
+    def percent(self) -> float:
+        """Trainable parameters as a percentage of all."""
+        return 100 * self.trainable / self.total
+
+
+def group_of(name: str) -> str:
+    """The group of a parameter, from its name."""
+    if any(mark in name for mark in ADAPTER_MARKS):
+        return "adapter"
+    for part, group in (("wte", "token embedding"), ("wpe", "position embedding"), (".attn.", "attention"),
+                        (".mlp.", "feed-forward")):  # fmt: skip
+        if part in name:
+            return group
+    return "layer norms"
+
+
+ADAPTER_MARKS = ("ia3_", "lora_", "prompt_encoder.", ".mlp.adapter.")  # in the names of what a method adds
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count by walking the model (works on the meta device, nothing need be downloaded).
+
+    Trainable is what training can change: an entry that is held (`rivals.hold_queries`) does not count.
+    """
+    groups: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        groups[group_of(name)] = groups.get(group_of(name), 0) + parameter.numel()
+    trainable = sum(p.numel() - getattr(p, "held", 0) for p in model.parameters() if p.requires_grad)
+    return ParameterCount(trainable, sum(groups.values()), groups)
+
+
+def inner_size(config: GPT2Config) -> int:
+    """Width inside the feed-forward layers, m: four times the model's unless the configuration says otherwise."""
+    return config.n_inner or 4 * config.n_embd
+
+
+def bottleneck_size(config: GPT2Config) -> int:
+    """Width of the bottleneck adapter, r."""
+    return max(1, config.n_embd // BOTTLENECK_SHARE)
+
+
+def predict_gpt2_groups(config: GPT2Config) -> dict[str, int]:
+    """Attention L (4d² + 4d), feed-forward L (2dm + d + m), layer norms (4L + 2) d."""
+    d, m, layers = config.n_embd, inner_size(config), config.n_layer
+    return {
+        "token embedding": config.vocab_size * d,  # the output head is the same matrix
+        "position embedding": config.n_positions * d,
+        "attention": layers * (4 * d * d + 4 * d),
+        "feed-forward": layers * (2 * d * m + d + m),
+        "layer norms": (4 * layers + 2) * d,
+    }
+
+
+def predict_ia3_count(
+    config: GPT2Config, attention: bool = True, feedforward: bool = True, *, queries: bool = True
+) -> int:
+    """L (3d + m): a number for each output of `c_attn` (2d without the queries), and one for each inner unit."""
+    return config.n_layer * (attention * (2 + queries) * config.n_embd + feedforward * inner_size(config))
+
+
+def predict_lora_count(config: GPT2Config, rank: int = LORA_RANK) -> int:
+    """L r (d + 3d): A is (r, d) and B is (3d, r) on each `c_attn`."""
+    return config.n_layer * rank * 4 * config.n_embd
+
+
+def predict_bitfit_count(config: GPT2Config) -> int:
+    """L (7d + m) + d: biases of `c_attn` 3d, of both `c_proj` 2d, of two norms 2d, of `c_fc` m; the last norm's d."""
+    return config.n_layer * (7 * config.n_embd + inner_size(config)) + config.n_embd
+
+
+def predict_prefix_count(config: GPT2Config, tokens: int = PREFIX_TOKENS) -> int:
+    """2 L t d: a key and a value for each virtual token in each layer."""
+    return 2 * config.n_layer * tokens * config.n_embd
+
+
+def predict_bottleneck_count(config: GPT2Config) -> int:
+    """L (2dr + r + d): a projection down and one up, with their biases."""
+    r, d = bottleneck_size(config), config.n_embd
+    return config.n_layer * (2 * d * r + r + d)
+
+
+PREDICTED: dict[str, Callable[[GPT2Config], int]] = {
+    "base": lambda _: 0,
+    "ia3": predict_ia3_count,
+    "ia3_kv": lambda config: predict_ia3_count(config, queries=False),
+    "lora": predict_lora_count,
+    "bitfit": predict_bitfit_count,
+    "prefix": predict_prefix_count,
+    "bottleneck": predict_bottleneck_count,
+    "full": lambda config: sum(predict_gpt2_groups(config).values()),
+}
+
+
+def predict_trainable(config: GPT2Config, method: str) -> int:
+    """Numbers that `method` trains, from the configuration alone. Raises KeyError for a method without a form."""
+    return PREDICTED[method](config)
