@@ -279,7 +279,7 @@ def export(recipe: Recipe, folder: Path, target: Path) -> None:
     tokenizer, blocks = prepare(recipe, folder)
     with safe_open(folder / "checkpoint.safetensors", "pt") as file:
         header = file.metadata()
-        made_with = Recipe(**json.loads(header["recipe"]))
+        made_with = Recipe(**{"muon_weight_decay": 0.0} | json.loads(header["recipe"]))  # older ones had none
         model = build_model(made_with, len(tokenizer))
         model.load_state_dict(
             {name: file.get_tensor(f"model/{name}") for name, _ in model.named_parameters()}, strict=False
@@ -305,6 +305,12 @@ def export(recipe: Recipe, folder: Path, target: Path) -> None:
     print(f"{target.name}: {record['parameters']:,} parameters, bits per byte {record['bits_per_byte']}")
 
 
+def options_of(recipe: dict) -> str:
+    """The command-line options of a recipe: those that differ from the defaults."""
+    usual = asdict(Recipe())
+    return "".join(f" --{k.replace('_', '-')} {v}" for k, v in recipe.items() if v != usual[k])
+
+
 def model_card(record: dict) -> str:
     """The card, every number of it from the record."""
     recipe, bits = record["recipe"], record["bits_per_byte"]
@@ -321,7 +327,7 @@ def model_card(record: dict) -> str:
         "training": f"{record['steps']:,} steps, {record['tokens']:,} tokens, {record['epochs']} epochs",
         "held out": f"{bits['validation']} bits per byte on the validation part, {bits['test']} on the test part; "
         "nothing trains on either",
-        "made by": f"`python scripts/pretrain.py --epochs {recipe['epochs']}`, then the same with `--export`; "
+        "made by": f"`python scripts/pretrain.py{options_of(recipe)}`, then the same with `--export`; "
         "its history is in `pretraining.json`",
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())

@@ -12,6 +12,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 from utils import adapters, steering, storage
 from utils.adapters import AdapterError, AdapterLibrary, attach
+from utils.config import PROFILES
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
 
@@ -418,3 +419,101 @@ def test_a_bad_adapter_leaves_the_library_as_it_was(two, tokenizer):
         library.load("negative", folders["negative"])
     assert library.tasks == ["positive"]
     assert torch.equal(logits(library.model), expected["positive"])
+
+
+# --- what a hostile reader found ---------------------------------------------------------------------------------
+
+
+def test_a_name_in_use_is_refused_and_the_adapter_of_that_name_stays(saved, trained, tokenizer, tmp_path):
+    other = adapters.save_adapter(randomise(attach(make_tiny_model(), "ia3"), 7).eval(), tokenizer, tmp_path / "other")
+    model = adapters.load_adapter(make_tiny_model(), saved)
+    before = logits(model)
+    with pytest.raises(AdapterError, match="named 'default' is loaded already"):
+        adapters.load_adapter(model, other)
+    with pytest.raises(AdapterError, match="cannot name an adapter"):
+        adapters.load_adapter(model, other, name="a.b")
+    assert torch.equal(logits(model), before)
+
+
+def spoil_shape(folder) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(iter(tensors))
+    save_file(tensors | {key: tensors[key].flatten()[:3].clone()}, path)
+
+
+def spoil_config(folder) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(path.read_text()[:40])
+
+
+def spoil_probe(folder) -> None:
+    path = folder / "probe.json"
+    probe = json.loads(path.read_text())
+    path.write_text(json.dumps(probe | {"logits": probe["logits"][:5]}))
+
+
+@pytest.mark.parametrize("spoil", [spoil_shape, spoil_config, spoil_probe])
+@pytest.mark.parametrize("beside", [False, True], ids=["on a plain base", "beside another adapter"])
+def test_whatever_is_wrong_is_one_error_and_leaves_the_base_as_it_was(saved, two, spoil, beside):
+    base = (
+        adapters.load_adapter(make_tiny_model(), two[0]["positive"], name="positive") if beside else make_tiny_model()
+    )
+    before, flags = logits(base), [p.requires_grad for p in base.parameters()]
+    spoil(saved)
+    with pytest.raises(AdapterError):
+        adapters.load_adapter(base, saved, name="new")
+    assert torch.equal(logits(base), before) and [p.requires_grad for p in base.parameters()] == flags
+    assert beside or not (storage.carries_adapter(base) or hasattr(base, "peft_config"))
+    assert not beside or list(base.peft_config) == ["positive"]
+
+
+def test_an_untrained_adapter_is_no_merged_base(tokenizer, tmp_path):
+    folder = adapters.save_adapter(attach(make_tiny_model(), "ia3").eval(), tokenizer, tmp_path / "fresh")
+    assert torch.equal(logits(adapters.load_adapter(make_tiny_model(), folder)), logits(make_tiny_model()))
+
+
+def test_a_task_inside_the_bare_base_is_the_task_and_nothing_becomes_trainable(two, tokenizer):
+    library = AdapterLibrary(make_tiny_model(), tokenizer)
+    for task, folder in two[0].items():
+        library.load(task, folder)
+    with library.use("positive") as model:
+        positive = logits(model)
+    with library.use(None) as model:
+        base = logits(model)
+        with library.use("positive") as inner:
+            assert torch.equal(logits(inner), positive)
+        assert torch.equal(logits(model), base) and not torch.equal(base, positive)
+    assert not any(p.requires_grad for p in library.model.parameters())
+    with library.use("positive") as model:
+        assert torch.equal(logits(model), positive)
+
+
+def test_merging_in_place_looks_before_it_leaps(trained):
+    """NaN in the last layer only: the layers before it must not be merged when the error comes."""
+    before = {n: p.clone() for n, p in trained.named_parameters() if "ia3_" not in n}
+    *_, last = adapters.ia3_parameters(trained).values()
+    with torch.no_grad():
+        last.fill_(float("nan"))
+    with pytest.raises(AdapterError, match="holds NaN"):
+        adapters.merge(trained, in_place=True)
+    now = dict(trained.named_parameters())
+    assert all(torch.equal(p, now[n]) for n, p in before.items())
+
+
+def test_find_adapter_passes_over_what_does_not_fit_and_says_so(trained, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "ASSETS", tmp_path / "assets")
+    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
+    profile, base = PROFILES["mini"], make_tiny_model()
+    with pytest.raises(AdapterError, match="no positive adapter for profile mini: run 02"):
+        adapters.find_adapter(profile, "positive", base)
+    shipped = tmp_path / "assets" / "adapters" / "mini" / "positive-seed0"
+    adapters.save_adapter(trained, tokenizer, shipped, config_id=profile.config_id())
+    assert adapters.find_adapter(profile, "positive", base) == (shipped, "reference run")
+    yours = tmp_path / "artifacts" / "mini" / "adapters" / "positive"
+    adapters.save_adapter(trained, tokenizer, yours, config_id="another")
+    assert adapters.find_adapter(profile, "positive", base)[1] == "reference run"
+    adapters.save_adapter(trained, tokenizer, yours, config_id=profile.config_id())
+    assert adapters.find_adapter(profile, "positive", base) == (yours, "yours")
+    with pytest.raises(AdapterError, match="yours: made with another base.*reference run: made with another base"):
+        adapters.find_adapter(profile, "positive", make_tiny_model(seed=5))

@@ -165,7 +165,7 @@ def test_judges_are_fitted_once_per_data_and_again_when_damaged(reviews, tmp_pat
     assert len(fits) == 2, "no other part matters"
     path = next(tmp_path.rglob("words-*/judge.safetensors"))
     broken(path, "cut off")
-    with pytest.warns(UserWarning, match="fitting the judge again: no usable judge"):
+    with pytest.warns(UserWarning, match="is damaged"):
         again = load_judges(PROFILES["mini"], data)
     assert fits[2:] == ["words"] and np.array_equal(again["words"].weights, first["words"].weights)
     data["pretrain"] = Dataset.from_list(reviews[1:])

@@ -126,12 +126,14 @@ def test_what_does_not_fit_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=estimate.total))
     tight = gpu.estimate_memory(model, "ia3", 4, 32, "cpu")
     assert "does NOT fit" in str(tight)
-    with pytest.raises(gpu.GpuError, match=r"smaller than 4, blocks shorter than 32 tokens, or LAB_PROFILE=mini"):
+    with pytest.raises(
+        gpu.GpuError, match="are free: set LAB_OVERRIDE=batch_size=2 before you start Jupyter, or LAB_PROFILE=mini"
+    ):
         gpu.require_memory(tight)
 
 
 def test_unknown_method_is_named():
-    with pytest.raises(gpu.GpuError, match="'magic'; known: ia3, lora"):
+    with pytest.raises(gpu.GpuError, match="'magic'; known: ia3, ia3_kv, lora"):
         gpu.estimate_memory(model_of("ia3"), "magic", 1, 8)
 
 

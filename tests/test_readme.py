@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import readme_numbers
 from readme_numbers import PARTS, PICTURE, README, ROOT, digest, fill, picture_source
+from transformers import GPT2Config
 
+from utils.adapters import predict_ia3_count
 from utils.config import PROFILES
 from utils.metrics import Estimate
 from utils.runs import RunError, RunRecord, write_json
@@ -54,6 +56,12 @@ def test_variables_are_documented_and_read() -> None:
     assert documented == set(re.findall(r"\bLAB_[A-Z0-9]+(?:_[A-Z0-9]+)*\b", SOURCES))
     table = TEXT.split("## Environment variables")[1].split("\n## ")[0]
     assert all(f"| `{name}` |" in table for name in documented)
+
+
+def test_counts_in_the_text_are_those_of_the_models() -> None:
+    small = GPT2Config.from_pretrained(readme_numbers.ASSETS / "mini-gpt2")
+    for config in (GPT2Config(), small):
+        assert f"{predict_ia3_count(config):,}" in TEXT.split("<!--")[0]
 
 
 def test_messages_are_quoted_as_they_are_raised() -> None:

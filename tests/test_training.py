@@ -74,6 +74,42 @@ def test_the_trainers_loss_is_the_mean_over_predicted_tokens(blocks, tmp_path, m
     assert record.history[0] == {"step": 0, "eval_loss": pytest.approx(by_hand, abs=1e-5)}
 
 
+def test_the_same_cell_run_twice_starts_from_the_same_state(blocks, tmp_path):
+    model = attach(make_tiny_model(), "ia3")
+    _, first = run(blocks, tmp_path, model=model)
+    _, second = run(blocks, tmp_path, model=model)
+    assert second.history == first.history and first.metrics["best_loss"] < first.metrics["start_loss"]
+
+
+def test_a_new_run_that_fails_leaves_the_old_record(blocks, tmp_path, monkeypatch):
+    _, first = run(blocks, tmp_path)
+    model = attach(make_tiny_model(), "ia3")
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(training.TrainingError):
+        run(blocks, tmp_path, model=model)
+    assert RunRecord.load(tmp_path / "run.json") == first
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"learning_rate": 0.0}, {"learning_rate": -1.0}])
+def test_nothing_to_do_is_an_error_not_a_default(blocks, tmp_path, options):
+    model = attach(make_tiny_model(), "ia3")
+    options = {"method": "ia3", "eval_blocks": blocks, "folder": tmp_path} | options
+    with pytest.raises(training.TrainingError, match="must be at least 1"):
+        training.train(model, blocks, PROFILES["mini"], **options)
+
+
+def test_a_fair_run_fixes_schedule_decay_and_precision(tmp_path, monkeypatch):
+    for fast in (True, False):
+        monkeypatch.setattr(training, "fast_bf16", lambda _, fast=fast: fast)
+        made = training.training_arguments(
+            PROFILES["mini"], tmp_path, torch.device("cpu"), learning_rate=0.01, steps=200, seed=3
+        )
+        assert (made.weight_decay, made.lr_scheduler_type, made.bf16) == (0.0, "linear", fast)
+        assert made.get_warmup_steps(200) == 12 and (made.seed, made.data_seed) == (3, 3)
+        assert made.load_best_model_at_end and made.metric_for_best_model == "eval_loss" and not made.greater_is_better
+
+
 class Killed(Exception):
     pass
 
@@ -90,7 +126,7 @@ def test_resume_after_a_kill_gives_the_undisturbed_run(blocks, tmp_path, monkeyp
     monkeypatch.setattr(training.Progress, "on_step_end", killer)
     with pytest.raises(Killed):
         run(blocks, tmp_path / "cut")
-    assert RunRecord.load(tmp_path / "cut" / "run.json").status == "running"
+    assert RunRecord.load(tmp_path / "cut" / "running.json").status == "running"
     monkeypatch.setattr(training.Progress, "on_step_end", original)
     model, resumed = run(blocks, tmp_path / "cut")
     assert resumed.time["steps_timed"] == 8  # from the checkpoint of step 4, not from the start

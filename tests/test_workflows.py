@@ -63,7 +63,7 @@ def test_time_limits_and_kept_notebooks(path: Path) -> None:
         assert job["timeout-minutes"] <= 90, name
         assert all(step["timeout-minutes"] <= job["timeout-minutes"] for step in job["steps"] if "run" in step), name
         upload = job["steps"][-1]
-        assert upload["if"] == "failure()" and upload["with"]["path"] == "build/course"
+        assert upload["if"] == "failure()" and upload["with"]["path"].split() == ["build/course", "build/replay.xml"]
 
 
 def test_gpu_workflow_asserts_cuda_and_keeps_the_cache() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -151,6 +152,8 @@ def merge(model: PeftModel, in_place: bool = False) -> GPT2LMHeadModel:
     """
     if not isinstance(model, PeftModel):
         raise AdapterError("merge() needs a model with an adapter: this one is plain, perhaps merged already")
+    if broken := [n for n, p in model.named_parameters() if "ia3_" in n and not torch.isfinite(p).all()]:
+        raise AdapterError(f"not merged: {broken[0]} holds NaN or infinity")
     try:
         return (model if in_place else copy.deepcopy(model)).merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -220,21 +223,29 @@ class AdapterLibrary:
     @contextmanager
     def use(self, task: str | None) -> Iterator[GPT2LMHeadModel | PeftModel]:
         """The model with `task` active, or the bare base for None; the adapter active before comes back at the end."""
-        if task is None:
-            if self.model is None:
-                yield self.base
-            else:
-                with self.model.disable_adapter():
-                    yield self.model
+        if task is not None:
+            self._check(task)
+        if self.model is None:
+            yield self.base
             return
-        self._check(task)
-        before = self.model.active_adapter
-        self.model.set_adapter(task, inference_mode=True)
+        before = None if self._switched_off() else self.model.active_adapter
+        self._switch(task)
         try:
             yield self.model
         finally:
-            if before in self.tasks:
-                self.model.set_adapter(before, inference_mode=True)
+            self._switch(before if before in self.tasks else None)
+
+    def _switched_off(self) -> bool:
+        return any(layer.disable_adapters for layer in self.model.modules() if isinstance(layer, BaseTunerLayer))
+
+    def _switch(self, task: str | None) -> None:
+        """Make `task` the one that acts, or none; nothing in the model wants a gradient afterwards."""
+        for layer in self.model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.enable_adapters(task is not None)
+        if task is not None:
+            self.model.set_adapter(task, inference_mode=True)
+        self.model.requires_grad_(False)
 
     def generate(self, task: str | None, prompts: Sequence[str], **options: object) -> list[Sample]:
         """`utils.generation.generate` under `task` (None: the base)."""

@@ -68,7 +68,7 @@ def measure_run(
     record.config |= {"bf16": fast_bf16(model.device), "prompts": len(PROMPTS), **profile.sampling}
     record.metrics |= _measure(bench, model, seed)
     if method == "ia3" and adapter_folder is not None:
-        save_adapter(model, bench.tokenizer, adapter_folder)
+        save_adapter(model, bench.tokenizer, adapter_folder, config_id=profile.config_id())
     return record
 
 

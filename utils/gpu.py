@@ -239,15 +239,21 @@ def estimate_memory(
     working = 3 * FLOAT32 * batch * length * model.config.vocab_size + (weights // 2 if fast_bf16(device) else 0)
     total = weights + 3 * gradients + activations + working
     available = free_memory(device)
-    remedy = f"use a batch smaller than {batch}, blocks shorter than {length} tokens, or LAB_PROFILE=mini"
-    fits = total <= USABLE[device.type] * available
+    remedy = f"set LAB_OVERRIDE=batch_size={max(1, batch // 2)} before you start Jupyter, or LAB_PROFILE=mini"
+    loaded = weights if next(model.parameters()).device.type == device.type else 0  # these are not free any more
+    fits = total - loaded <= USABLE[device.type] * available
     return MemoryEstimate(weights, gradients, 2 * gradients, activations, working, total, available, fits, remedy)
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Bytes that can still be allocated on `device`; on a CPU the computer's available RAM."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(torch.device(device))[0]
+    """Bytes that can still be allocated on `device`; on a CPU the computer's available RAM.
+
+    PyTorch keeps the blocks it has freed: on a GPU they count as taken for the driver, and as free here.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return psutil.virtual_memory().available
 
 

@@ -126,15 +126,22 @@ def load_judges(profile: Profile, reviews: DatasetDict) -> dict[str, Judge]:
     judges = {}
     for kind, name in judge_names(texts, labels).items():
         own = artifacts_dir(profile) / "judges" / name
-        folder = next((place for place in (ASSETS / "judges" / name, own) if place.exists()), None)
-        try:
-            judges[kind] = Judge.load(folder or own)
-        except EvaluationError as error:
-            if folder:
-                warnings.warn(f"fitting the judge again: {error}", stacklevel=2)
+        judges[kind] = _stored_judge([ASSETS / "judges" / name, own])
+        if judges[kind] is None:
             judges[kind] = Judge.fit(texts, labels, kind)
             judges[kind].save(own)
     return judges
+
+
+def _stored_judge(folders: Sequence[Path]) -> Judge | None:
+    """The first judge that can be read; a folder that is there and cannot be read is warned of by its name."""
+    for folder in folders:
+        if folder.exists():
+            try:
+                return Judge.load(folder)
+            except EvaluationError:
+                warnings.warn(f"the judge in {folder.parent.parent.name}/judges/{folder.name} is damaged", stacklevel=3)
+    return None
 
 
 def judge_names(texts: Sequence[str], labels: Sequence[int]) -> dict[str, str]:

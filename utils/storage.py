@@ -69,10 +69,13 @@ def probe_logits(model: PreTrainedModel | PeftModel, ids: list[int]) -> list[flo
     return logits
 
 
-def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> Path:
+def save_adapter(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str, *, config_id: str | None = None
+) -> Path:
     """Write the active adapter and its probe to `folder`, replacing what is there in one move; returns the folder.
 
-    Raises `AdapterError` for a model without adapter, one that was merged, or one with NaN in its adapter.
+    `config_id`: that of the profile it was trained with, by which `find_adapter` knows it. Raises `AdapterError` for a
+    model without adapter, one that was merged, or one with NaN in its adapter.
     """
     folder = Path(folder)
     if not isinstance(model, PeftModel) or not carries_adapter(model):
@@ -86,6 +89,7 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: P
         "prompt": PROBE_PROMPT,
         "ids": ids,
         "logits": [round(value, 4) for value in logits],
+        "config_id": config_id,
         "base_fingerprint": base_fingerprint(model),
         "merged_fingerprint": base_fingerprint(copy.deepcopy(model).merge_and_unload(adapter_names=[name])),
         "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
@@ -118,11 +122,13 @@ def load_adapter(
 
     `base` is a clean model, or a `PeftModel` that gets one more adapter. Raises `AdapterError`, and leaves the
     base as it was, when files are missing or corrupt, a value is NaN, the base is another one, is merged
-    already (the adapter would act twice), or carries layers of an adapter that was attached elsewhere.
+    already (the adapter would act twice), carries layers of an adapter that was attached elsewhere, or has one
+    of this name.
     """
     folder = Path(folder)
     probe = read_probe(folder)
     check_tensors(folder)
+    check_name(base, name)
     if not isinstance(base, PeftModel) and carries_adapter(base):
         raise AdapterError(
             "this base already carries another adapter's layers (peft changes the model it is given): "
@@ -130,35 +136,74 @@ def load_adapter(
         )
     check_base(base, probe, folder)
     before = base.active_adapter if isinstance(base, PeftModel) else None
-    if isinstance(base, PeftModel):
-        base.load_adapter(folder, adapter_name=name, is_trainable=trainable)
-        base.set_adapter(name, inference_mode=not trainable)
-        model = base
-    else:
-        model = PeftModel.from_pretrained(base, folder, adapter_name=name, is_trainable=trainable).eval()
-    now = probe_logits(model, probe["ids"])
-    gap = max(abs(a - b) for a, b in zip(now, probe["logits"], strict=True))
-    if not gap <= PROBE_TOLERANCE:
-        if model is base:
-            model.delete_adapter(name)
-            model.set_adapter(before, inference_mode=True)
-        else:
-            model.unload()
-        raise AdapterError(f"{folder.name}: the reloaded logits differ by {gap:.3g} from those saved with the adapter")
+    flags = {parameter: parameter.requires_grad for parameter in base.parameters()}
+    try:
+        model = _attach_folder(base, folder, name, trainable)
+        now = probe_logits(model, probe["ids"])
+        gap = max(abs(a - b) for a, b in zip(now, probe["logits"], strict=True))
+        if not gap <= PROBE_TOLERANCE:
+            raise AdapterError(f"{folder.name}: the reloaded logits differ by {gap:.3g} from those saved with it")
+    except Exception as error:
+        _detach(base, name, before)
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(
+            f"{folder.name} cannot be attached to this base ({error}): save the adapter again"
+        ) from error
     return model
 
 
-def find_adapter(profile: Profile, task: str) -> tuple[Path, str]:
-    """Folder of the adapter for `task` and whose it is: "yours" (made by 02), else "reference run" from `assets/`.
+def _attach_folder(base: PreTrainedModel | PeftModel, folder: Path, name: str, trainable: bool) -> PeftModel:
+    """peft's own loading, onto a plain model or beside other adapters."""
+    if not isinstance(base, PeftModel):
+        return PeftModel.from_pretrained(base, folder, adapter_name=name, is_trainable=trainable).eval()
+    base.load_adapter(folder, adapter_name=name, is_trainable=trainable)
+    base.set_adapter(name, inference_mode=not trainable)
+    return base
 
-    Raises `AdapterError` when there is neither.
+
+def _detach(base: PreTrainedModel | PeftModel, name: str, before: str | None) -> None:
+    """Take the adapter `name` off again, however far loading it has come, and make `before` the active one."""
+    if isinstance(base, PeftModel):
+        if name in base.peft_config:
+            base.delete_adapter(name)
+        base.set_adapter(before, inference_mode=True)
+        return
+    for path, module in list(base.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            base.set_submodule(path, module.get_base_layer())
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+
+
+def check_name(base: PreTrainedModel | PeftModel, name: str) -> None:
+    """`AdapterError` for a name that peft cannot use, or that would silently replace a loaded adapter."""
+    if not name or "." in name:
+        raise AdapterError(f"{name!r} cannot name an adapter: use letters, digits and hyphens")
+    if isinstance(base, PeftModel) and name in base.peft_config:
+        raise AdapterError(f"an adapter named {name!r} is loaded already: choose another name, or remove it first")
+
+
+def find_adapter(profile: Profile, task: str, base: PreTrainedModel) -> tuple[Path, str]:
+    """Folder of the adapter for `task` on `base` and whose it is: "yours" (from 02), else "reference run" (`assets/`).
+
+    One of another base model or another configuration is passed over. Raises `AdapterError`, which names what was
+    passed over, when none is left.
     """
+    wanted, passed = {"base_fingerprint": base_fingerprint(base), "config_id": profile.config_id()}, []
     yours = artifacts_dir(profile) / "adapters" / task
     reference = ASSETS / "adapters" / profile.name / f"{task}-seed0"
     for folder, source in ((yours, "yours"), (reference, "reference run")):
-        if (folder / "probe.json").is_file():
+        if not (folder / "probe.json").is_file():
+            continue
+        probe = read_probe(folder)
+        if {key: probe.get(key) for key in wanted} == wanted:
             return folder, source
-    raise AdapterError(f"no {task} adapter for profile {profile.name}: run 02-Train.ipynb first, it trains one")
+        passed.append(f"{source}: made with another base model or configuration")
+    reasons = f" ({'; '.join(passed)})" if passed else ""
+    raise AdapterError(f"no {task} adapter for profile {profile.name}{reasons}: run 02-Train.ipynb, it trains one")
 
 
 def read_probe(folder: Path) -> dict:
@@ -175,7 +220,11 @@ def read_probe(folder: Path) -> dict:
 
 
 def check_tensors(folder: Path) -> None:
-    """`AdapterError` when the safetensors file is truncated or not one, or holds NaN or infinity."""
+    """`AdapterError` when a file is truncated or not what its name says, or a tensor holds NaN or infinity."""
+    try:
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{folder.name}/adapter_config.json is damaged ({error}): save the adapter again") from error
     try:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (SafetensorError, ValueError, OSError) as error:
@@ -193,7 +242,7 @@ def check_tensors(folder: Path) -> None:
 def check_base(base: PreTrainedModel | PeftModel, probe: dict, folder: Path) -> None:
     """`AdapterError` when `base` is not the model that the adapter was trained on."""
     found = base_fingerprint(base)
-    if found == probe["merged_fingerprint"]:
+    if found == probe["merged_fingerprint"] != probe["base_fingerprint"]:  # an untrained adapter merges into nothing
         raise AdapterError(
             f"this base has {folder.name} merged into it already: loading it again would apply it twice. "
             "Use the merged model as it is, or load a clean base"

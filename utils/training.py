@@ -27,10 +27,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from utils.adapters import base_fingerprint, count_parameters
 from utils.config import Profile
 from utils.gpu import PeakMemory, autocast, fast_bf16
-from utils.rivals import trainable_state
+from utils.rivals import load_trainable_state, trainable_state
 from utils.runs import RunRecord, environment
 
-RECORD = "run.json"
+RECORD, RUNNING = "run.json", "running.json"  # of a finished run; of one that is not, or was interrupted
 
 
 class TrainingError(RuntimeError):
@@ -123,17 +123,21 @@ def train(
     """Train what `attach(model, method)` made trainable on `blocks` (each `block_length` ids), keep the best step.
 
     Losses are mean nats per token. An interrupted run of the same configuration in `folder` is continued from its
-    last checkpoint; any other one there is started over. The model ends in evaluation mode, at the step with the
+    last checkpoint; any other one there is started over, from the state in which this function first saw the model, so
+    that a notebook's cell can be run twice. The model ends in evaluation mode, at the step with the
     lowest held-out loss. Raises `TrainingError` when nothing is trainable, there are fewer blocks than one batch,
     or the loss is not finite.
     """
     folder = Path(folder)
-    steps, learning_rate = steps or profile.steps, learning_rate or profile.learning_rates.get(method)
+    steps = profile.steps if steps is None else steps
+    learning_rate = profile.learning_rates.get(method) if learning_rate is None else learning_rate
     counts = count_parameters(model)
     if counts.trainable == 0:
         raise TrainingError("nothing to train: every parameter is frozen. Use attach(model, method) first")
     if learning_rate is None:
         raise TrainingError(f"no learning rate for {method!r} in the profile: pass learning_rate=...")
+    if steps < 1 or not learning_rate > 0:
+        raise TrainingError(f"{steps=} must be at least 1, and {learning_rate=} more than 0")
     if len(blocks) < profile.batch_size:
         raise TrainingError(f"{len(blocks)} blocks are less than one batch of {profile.batch_size}: use more reviews")
     config = {
@@ -147,6 +151,7 @@ def train(
         seed=seed, counts={"trainable": counts.trainable, "total": counts.total}, versions=versions, hardware=hardware,
     )  # fmt: skip
     checkpoint = resume_point(folder, record)
+    start_over(model)
     set_seed(seed)
     progress = Progress()
     trainer = Trainer(
@@ -157,11 +162,11 @@ def train(
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
-    with PeakMemory() as peak:
+    with PeakMemory(model.device) as peak:
         if checkpoint is None:
             start = trainer.evaluate()["eval_loss"]  # the model before training
             record.history = check_finite([{"step": 0, "eval_loss": start}])
-        record.save(folder / RECORD)
+        record.save(folder / RUNNING)
         trainer.train(resume_from_checkpoint=checkpoint)
     model.eval()
 
@@ -172,7 +177,17 @@ def train(
     record.bytes_on_disk = trainable_bytes(model)
     record.status = "finished"
     record.save(folder / RECORD)
+    (folder / RUNNING).unlink()
     return record
+
+
+def start_over(model: torch.nn.Module) -> None:
+    """Give `model` the trainable numbers back that it had when it was first trained, or remember them now."""
+    first, now = vars(model).get("first_state", {}), trainable_state(model)
+    if first.keys() == now.keys():
+        load_trainable_state(model, first)
+    else:
+        model.first_state = now
 
 
 def resume_point(folder: Path, record: RunRecord) -> str | None:
@@ -185,7 +200,7 @@ def resume_point(folder: Path, record: RunRecord) -> str | None:
     if not checkpoints.is_dir():
         return None
     try:
-        before = RunRecord.load(folder / RECORD)
+        before = RunRecord.load(folder / RUNNING)
     except (RuntimeError, OSError):
         before = None
     keys = ("method", "task", "config_id", "config", "seed", "versions")

@@ -1,0 +1,60 @@
+"""What the course ships: a base model of the promised size, and adapters and records that belong to it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from utils.adapters import base_fingerprint, count_parameters, load_adapter, load_base, read_probe
+from utils.config import ASSETS, PROFILES
+from utils.runs import load_runs
+from utils.steering import load_reference_dial
+
+PROFILE = PROFILES["mini"]
+ADAPTERS = sorted((ASSETS / "adapters" / "mini").iterdir())
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base(PROFILE, "cpu")
+
+
+def test_the_embedded_model_is_what_the_course_promises(base):
+    model, tokenizer = base
+    assert 5e6 <= count_parameters(model).total <= 12e6
+    assert model.config.n_positions >= 256 and 8000 <= len(tokenizer) == model.config.vocab_size <= 8400
+    weights = ASSETS / "mini-gpt2" / "model.safetensors"
+    assert weights.stat().st_size <= 25e6
+    with safe_open(weights, "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == model.config.eos_token_id
+
+
+def test_its_card_and_its_record_agree(base):
+    record = json.loads((ASSETS / "mini-gpt2" / "pretraining.json").read_text(encoding="utf-8"))
+    card = (ASSETS / "mini-gpt2" / "README.md").read_text(encoding="utf-8")
+    assert record["parameters"] == count_parameters(base[0]).total
+    for value in (f"{record['steps']:,}", f"{record['tokens']:,}", *map(str, record["bits_per_byte"].values())):
+        assert value in card
+
+
+@pytest.mark.parametrize("folder", ADAPTERS, ids=lambda folder: folder.name)
+def test_every_shipped_adapter_loads_on_the_shipped_base(folder):
+    model = load_adapter(load_base(PROFILE, "cpu")[0], folder)
+    assert read_probe(folder)["config_id"] == PROFILE.config_id()
+    assert model.active_adapter == "default"
+
+
+def test_there_is_a_pair_of_adapters_for_every_seed():
+    names = {folder.name for folder in ADAPTERS}
+    seeds = {name.split("seed")[1] for name in names}
+    assert names == {f"{task}-seed{seed}" for task in ("positive", "negative") for seed in seeds} and "0" in seeds
+
+
+def test_records_and_dial_were_made_on_the_shipped_base(base):
+    fingerprint = base_fingerprint(base[0])
+    records, excluded = load_runs(ASSETS / "runs" / "mini", config_id=PROFILE.config_id())
+    assert excluded == [] and {record.config["base"] for record in records} == {fingerprint}
+    assert load_reference_dial(PROFILE, fingerprint)[1] is None
