@@ -35,7 +35,7 @@ from utils.runs import Estimate, RunError, RunRecord, environment, write_json  #
 from utils.steering import contrast, dial, dial_header, strength_sweep  # noqa: E402
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of the sweep, half a decade apart
-STRENGTHS = {"dial": (-2, -1, 0, 1, 2, 3), "contrast": (-3, -2, -1, 0, 1, 2, 3)}
+STRENGTHS = {"dial": (-2, -1, 0, 1, 2, 3), "contrast": (-3, -2.5, -2, -1, 0, 1, 2, 2.5, 3)}
 SEEDS = (0, 1, 2)
 GPU_BATCH = (8, 512)  # rows, tokens
 

@@ -74,14 +74,14 @@ def dial_part(assets: Path) -> str:
     record = read(assets / "runs" / "mini" / "dial.json")
     if record is None:
         return "The strength dial: not measured.\n"
-    rows = [row for row in record["rows"] if row["curve"] == "contrast" and float(row["strength"]).is_integer()]
+    rows = [row for row in record["rows"] if row["curve"] == "contrast"]
     base = {row["seed"]: row for row in rows if row["strength"] == 0}
     lines = []
     for strength in sorted({row["strength"] for row in rows}):
         here = [row for row in rows if row["strength"] == strength]
         judged = [_range([row[name]["value"] for row in here]) for name in ("positivity", "positivity_chars")]
         prices = [statistics.fmean(price(row, base[row["seed"]]) for row in here) for price in (real_reviews, own_text)]
-        lines.append([f"{strength:+.0f}" if strength else "0 (base)", *judged, *(f"{price:.2f}" for price in prices)])
+        lines.append([f"{strength:+g}" if strength else "0 (base)", *judged, *(f"{price:.2f}" for price in prices)])
     texts = rows[0]["positivity"]["n"]
     titles = ["strength a", "positive, words judge", "positive, characters judge", "perplexity of real reviews, x base",
               "perplexity of its own text, x base"]  # fmt: skip

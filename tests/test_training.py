@@ -8,7 +8,7 @@ from conftest import make_tiny_model
 from datasets import Dataset
 
 from utils import training
-from utils.adapters import attach, base_fingerprint, count_parameters, scaling_vectors
+from utils.adapters import attach, base_fingerprint, count_parameters, scaling_vectors, set_scaling_vectors
 from utils.config import PROFILES
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
@@ -79,6 +79,16 @@ def test_the_same_cell_run_twice_starts_from_the_same_state(blocks, tmp_path):
     _, first = run(blocks, tmp_path, model=model)
     _, second = run(blocks, tmp_path, model=model)
     assert second.history == first.history and first.metrics["best_loss"] < first.metrics["start_loss"]
+
+
+def test_after_training_in_bfloat16_the_model_computes_in_float32_again(blocks, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "fast_bf16", lambda _: True)
+    model, _ = run(blocks, tmp_path)
+    fresh = attach(make_tiny_model(), "ia3").eval()
+    set_scaling_vectors(fresh, scaling_vectors(model))
+    ids = torch.tensor(blocks[:2]["input_ids"])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, fresh(ids).logits)
 
 
 def test_a_new_run_that_fails_leaves_the_old_record(blocks, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from utils.data import PROMPTS, load_reviews, review_blocks
 from utils.evaluation import evaluate_samples, held_out_loss, load_judges
 from utils.generation import generate
 from utils.gpu import estimate_memory, fast_bf16, require_memory
+from utils.memory import reuse_freed_memory
 from utils.runs import Estimate, RunError, RunRecord, environment, load_runs, mean_interval
 from utils.training import TrainingError, train
 
@@ -30,6 +31,7 @@ class Bench:
     """What all runs of a profile share, loaded once: reviews, the clean base, its fingerprint, the judges."""
 
     def __init__(self, profile: Profile) -> None:
+        reuse_freed_memory()
         self.profile = profile
         self.reviews = load_reviews(profile)
         self.base, self.tokenizer = load_base(profile)

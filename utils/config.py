@@ -65,8 +65,8 @@ class Profile:
     warmup_ratio: float = 0.06  # share of the steps; the (IA)³ recipe, Liu et al. 2022, section 3.4
     seed: int = 0
     new_tokens: int = 60
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float = 0.8
+    top_p: float = 0.95
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "learning_rates", FrozenDict(self.learning_rates))
@@ -268,8 +268,14 @@ def quiet() -> None:
 
 
 def setup_notebook(name: str | None = None) -> Profile:
-    """Start a notebook: quiet libraries, the profile (as `load_profile`), its seed set. Raises ConfigError."""
+    """Start a notebook: quiet libraries, freed memory kept, the profile (as `load_profile`), its seed set.
+
+    Raises ConfigError.
+    """
+    from utils.memory import reuse_freed_memory
+
     quiet()
+    reuse_freed_memory()
     profile = load_profile(name)
     seed_everything(profile.seed)
     return profile

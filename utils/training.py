@@ -162,12 +162,17 @@ def train(
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
-    with PeakMemory(model.device) as peak:
-        if checkpoint is None:
-            start = trainer.evaluate()["eval_loss"]  # the model before training
-            record.history = check_finite([{"step": 0, "eval_loss": start}])
-        record.save(folder / RUNNING)
-        trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        with PeakMemory(model.device) as peak:
+            if checkpoint is None:
+                start = trainer.evaluate()["eval_loss"]  # the model before training
+                record.history = check_finite([{"step": 0, "eval_loss": start}])
+            record.save(folder / RUNNING)
+            trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        # Accelerate leaves its autocast on the model, over the class's forward: what follows would be bfloat16 too.
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(model).pop(name, None)
     model.eval()
 
     record.history = check_finite(record.history[:1] + readable_history(trainer.state.log_history))
