@@ -126,9 +126,7 @@ def test_what_does_not_fit_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=estimate.total))
     tight = gpu.estimate_memory(model, "ia3", 4, 32, "cpu")
     assert "does NOT fit" in str(tight)
-    with pytest.raises(
-        gpu.GpuError, match="are free: set LAB_OVERRIDE=batch_size=2 before .* LAB_PROFILE=mini"
-    ):
+    with pytest.raises(gpu.GpuError, match="are free: set LAB_OVERRIDE=batch_size=2 before .* LAB_PROFILE=mini"):
         gpu.require_memory(tight)
 
 
