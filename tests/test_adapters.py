@@ -112,7 +112,7 @@ def test_a_model_without_the_targets_is_refused_with_its_own_modules_listed():
 
 
 def test_unknown_method_and_double_attach(tiny_model):
-    with pytest.raises(AdapterError, match="choose from base, ia3, lora, full"):
+    with pytest.raises(AdapterError, match="choose from base, ia3, ia3_kv, lora"):
         attach(tiny_model, "ia4")
     attach(tiny_model, "ia3")
     with pytest.raises(AdapterError, match="already carries"):
