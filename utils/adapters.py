@@ -24,6 +24,7 @@ from utils.counts import (  # students import from here
     PREFIX_TOKENS,
     ParameterCount,
     count_parameters,
+    is_adapter,
     predict_gpt2_groups,
     predict_ia3_count,
     predict_lora_count,
@@ -152,7 +153,7 @@ def merge(model: PeftModel, in_place: bool = False) -> GPT2LMHeadModel:
     """
     if not isinstance(model, PeftModel):
         raise AdapterError("merge() needs a model with an adapter: this one is plain, perhaps merged already")
-    if broken := [n for n, p in model.named_parameters() if "ia3_" in n and not torch.isfinite(p).all()]:
+    if broken := [n for n, p in model.named_parameters() if is_adapter(n) and not torch.isfinite(p).all()]:
         raise AdapterError(f"not merged: {broken[0]} holds NaN or infinity")
     try:
         return (model if in_place else copy.deepcopy(model)).merge_and_unload(safe_merge=True)
@@ -208,8 +209,6 @@ class AdapterLibrary:
 
     def load(self, task: str, folder: Path | str) -> None:
         """Load and verify the adapter in `folder` as `task`; `AdapterError` when the name is taken or the file bad."""
-        if task in self.tasks:
-            raise AdapterError(f"task {task!r} is loaded already: remove({task!r}) first")
         self.model = load_adapter(self.model or self.base, folder, name=task)
 
     def remove(self, task: str) -> None:

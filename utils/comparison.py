@@ -51,22 +51,13 @@ def measure_run(
     Checkpoints and the bare training record go to `folder`; an interrupted training there is taken up again. An
     (IA)³ adapter is saved to `adapter_folder` where one is given. Raises GpuError where it would not fit in memory.
     """
-    profile = replace(bench.profile, seed=seed)
+    profile = bench.profile
     model = attach(load_base(profile)[0], method, seed)
     if method == "base":
         record = _untrained(bench, model, task, seed)
     else:
         require_memory(estimate_memory(model, method, profile.batch_size, profile.block_length))
-        record = train(
-            model,
-            bench.blocks("adapter", task, reviews=profile.train_reviews),
-            profile,
-            method=method,
-            task=task,
-            eval_blocks=bench.blocks("validation", task, limit=profile.eval_blocks),
-            folder=folder,
-            seed=seed,
-        )
+        record = _train(bench, model, task, method, seed, folder)
     record.config |= {"bf16": fast_bf16(model.device), "prompts": len(PROMPTS), **profile.sampling}
     record.metrics |= _measure(bench, model, seed)
     if method == "ia3" and adapter_folder is not None:
@@ -74,24 +65,33 @@ def measure_run(
     return record
 
 
+def _train(
+    bench: Bench, model: object, task: str, method: str, seed: int, folder: Path | str, rate: float | None = None
+) -> RunRecord:
+    """The one way a compared run is trained: blocks, validation blocks, seed; `rate` None is the profile's."""
+    profile = replace(bench.profile, seed=seed)
+    return train(
+        model,
+        bench.blocks("adapter", task, reviews=profile.train_reviews),
+        profile,
+        method=method,
+        task=task,
+        eval_blocks=bench.blocks("validation", task, limit=profile.eval_blocks),
+        folder=folder,
+        seed=seed,
+        learning_rate=rate,
+    )
+
+
 def sweep_row(bench: Bench, method: str, rate: float, seed: int, folder: Path | str) -> dict[str, object]:
     """Train `method` at the learning rate `rate` as `measure_run` does, and keep what a choice on validation needs.
 
     A rate at which the loss is not finite is a row too: its `best_loss` is None.
     """
-    profile = replace(bench.profile, seed=seed)
+    model = attach(load_base(bench.profile)[0], method, seed)
     row: dict[str, object] = {"method": method, "learning_rate": rate, "seed": seed}
     try:
-        record = train(
-            attach(load_base(profile)[0], method, seed),
-            bench.blocks("adapter", "positive", reviews=profile.train_reviews),
-            profile,
-            method=method,
-            eval_blocks=bench.blocks("validation", "positive", limit=profile.eval_blocks),
-            folder=folder,
-            seed=seed,
-            learning_rate=rate,
-        )
+        record = _train(bench, model, "positive", method, seed, folder, rate)
     except TrainingError:
         return row | {"start_loss": None, "best_loss": None, "best_step": None}
     return row | {key: record.metrics[key] for key in ("start_loss", "best_loss", "best_step")}

@@ -17,7 +17,7 @@ from utils.adapters import MERGEABLE, attach, count_parameters, load_base, merge
 from utils.comparison import Bench
 from utils.generation import latency
 from utils.gpu import PeakMemory, saved_for_backward
-from utils.training import step_ratios, step_seconds, trainable_bytes
+from utils.training import idle_optimizer, step_ratios, step_seconds, trainable_bytes
 
 Row = dict[str, str | float | int | None]
 
@@ -71,7 +71,7 @@ def training_cost(
     rows = []
     for method in methods:
         model = attach(make_base(), method).train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
+        optimizer = idle_optimizer(model)
         ids = torch.randint(0, model.config.vocab_size, (batch, length), device=model.device)
         with PeakMemory() as peak:
             seconds = [step_seconds(model, optimizer, {"input_ids": ids, "labels": ids}) for _ in range(rounds + 2)][2:]

@@ -31,18 +31,20 @@ class ParameterCount:
         return 100 * self.trainable / self.total
 
 
+def is_adapter(name: str) -> bool:
+    """Whether the parameter of this name was added by a method, and is none of GPT-2's own."""
+    return any(mark in name for mark in ("ia3_", "lora_", "prompt_encoder.", ".mlp.adapter."))
+
+
 def group_of(name: str) -> str:
     """The group of a parameter, from its name."""
-    if any(mark in name for mark in ADAPTER_MARKS):
+    if is_adapter(name):
         return "adapter"
     for part, group in (("wte", "token embedding"), ("wpe", "position embedding"), (".attn.", "attention"),
                         (".mlp.", "feed-forward")):  # fmt: skip
         if part in name:
             return group
     return "layer norms"
-
-
-ADAPTER_MARKS = ("ia3_", "lora_", "prompt_encoder.", ".mlp.adapter.")  # in the names of what a method adds
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.config import ASSETS, Profile, artifacts_dir
-from utils.counts import ADAPTER_MARKS
+from utils.counts import is_adapter
 from utils.rivals import Bottleneck
 
 PROBE_PROMPT = "This movie was one of the"
@@ -52,7 +52,7 @@ def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """16 hex digits of BLAKE2b over the base weights (names, float32 bytes); an attached adapter does not change it."""
     digest = hashlib.blake2b(digest_size=8)
     for name, parameter in sorted(plain_model(model).named_parameters()):
-        if any(mark in name for mark in ADAPTER_MARKS):
+        if is_adapter(name):
             continue
         digest.update(name.replace(".base_layer", "").encode())
         digest.update(parameter.detach().float().cpu().contiguous().numpy().data)

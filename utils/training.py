@@ -188,11 +188,11 @@ def train(
 
 def start_over(model: torch.nn.Module) -> None:
     """Give `model` the trainable numbers back that it had when it was first trained, or remember them now."""
-    first, now = vars(model).get("first_state", {}), trainable_state(model)
-    if first.keys() == now.keys():
+    first = vars(model).get("first_state", {})
+    if first.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}:
         load_trainable_state(model, first)
     else:
-        model.first_state = now
+        model.first_state = trainable_state(model)
 
 
 def resume_point(folder: Path, record: RunRecord) -> str | None:
@@ -237,10 +237,7 @@ def step_ratios(
     first round warms up, and the ratio is the median of those within the rounds. Above 1 is slower.
     """
     inputs = {name: blocks[:batch_size][name] for name in ("input_ids", "labels")}
-    optimizers = {
-        name: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
-        for name, model in models.items()
-    }
+    optimizers = {name: idle_optimizer(model) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds + 1):
         for name, model in models.items():
@@ -250,6 +247,11 @@ def step_ratios(
         name: statistics.median(a / b for a, b in zip(values[1:], yardstick[1:], strict=True))
         for name, values in seconds.items()
     }
+
+
+def idle_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
+    """AdamW over what `model` trains, at rate 0: it does its work and changes nothing."""
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
 
 
 def step_seconds(model: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: dict) -> float:
