@@ -1,7 +1,7 @@
 """Make the reference runs that 03 and 04 read: one run, one JSON under `assets/runs/<profile>/`.
 
     python scripts/compare.py                      # all that is missing, one after another
-    python scripts/compare.py --only dial          # sweep | runs | dial | cost
+    python scripts/compare.py --only dial          # sweep | runs | ablations | dial | cost
     python scripts/compare.py --gpu-cost           # time and memory of GPT-2's shape, on a GPU
     LAB_PROFILE=gpt2 python scripts/compare.py     # for another profile
 
@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +26,18 @@ from transformers import GPT2Config, GPT2LMHeadModel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from utils.ablations import ABLATIONS, measure_ablation  # noqa: E402
 from utils.adapters import METHODS, AdapterLibrary, load_base, scaling_vectors  # noqa: E402
-from utils.comparison import COMPARED, Bench, chosen_rates, measure_run, misfit, sweep_row  # noqa: E402
+from utils.comparison import (  # noqa: E402
+    COMPARED,
+    Bench,
+    chosen_rates,
+    measure_run,
+    misfit,
+    stranger,
+    sweep_losses,
+    sweep_run,
+)  # fmt: skip
 from utils.config import ASSETS, PROFILES, artifacts_dir, describe, load_profile, quiet  # noqa: E402
 from utils.cost import cost_rows, latency_cost, training_cost  # noqa: E402
 from utils.data import PROMPTS, balanced_blocks  # noqa: E402
@@ -33,24 +45,45 @@ from utils.gpu import pick_device  # noqa: E402
 from utils.judges import judge_names  # noqa: E402
 from utils.runs import Estimate, RunError, RunRecord, environment, write_json  # noqa: E402
 from utils.steering import contrast, dial, dial_header, strength_sweep  # noqa: E402
+from utils.training import RUNNING, DivergedError  # noqa: E402
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of the sweep, half a decade apart
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of the sweep, half a decade apart
+SWEEP_SEED = 0
 STRENGTHS = {"dial": (-2, -1, 0, 1, 2, 3), "contrast": (-3, -2.5, -2, -1, 0, 1, 2, 2.5, 3)}
 SEEDS = (0, 1, 2)
 GPU_BATCH = (8, 512)  # rows, tokens
 
 
-def plan(methods: list[str], seeds: list[int]) -> list[tuple[str, str, int]]:
-    """(task, method, seed) of every run: the base and all methods on positive reviews, (IA)³ on negative ones too."""
+Jobs = dict[Path, Callable[[Path], RunRecord]]  # by the record's path: what makes it, given a folder to work in
+
+
+def comparison_jobs(bench: Bench, methods: list[str], seeds: list[int]) -> Jobs:
+    """The base and all methods on positive reviews, (IA)³ on negative ones too; its adapters are kept in `assets`."""
     runs = [("positive", method, seed) for seed in seeds for method in methods]
-    return runs + [("negative", "ia3", seed) for seed in seeds if "ia3" in methods]
+    runs += [("negative", "ia3", seed) for seed in seeds if "ia3" in methods]
+    adapters = ASSETS / "adapters" / bench.profile.name
+    return {
+        runs_folder(bench) / f"{task}-{method}-seed{seed}.json": partial(
+            measure_run, bench, task, method, seed, adapter_folder=adapters / f"{task}-seed{seed}"
+        )
+        for task, method, seed in runs
+    }
 
 
-def run_one(bench: Bench, task: str, method: str, seed: int) -> RunRecord:
-    """One measured run; an (IA)³ adapter goes to `assets/adapters`."""
-    folder = artifacts_dir(bench.profile) / "compare" / f"{task}-{method}-seed{seed}"
-    adapter = ASSETS / "adapters" / bench.profile.name / f"{task}-seed{seed}"
-    return measure_run(bench, task, method, seed, folder, adapter_folder=adapter)
+def ablation_jobs(bench: Bench, seeds: list[int]) -> Jobs:
+    """Every ablation with every seed, all of one seed first."""
+    return {
+        runs_folder(bench) / "ablations" / f"{ablation.name}-seed{seed}.json": partial(
+            measure_ablation, bench, ablation, seed
+        )
+        for seed in seeds
+        for ablation in ABLATIONS
+    }
+
+
+def runs_folder(bench: Bench) -> Path:
+    """Where the records of the bench's profile are."""
+    return ASSETS / "runs" / bench.profile.name
 
 
 def ship_judges(bench: Bench) -> None:
@@ -62,48 +95,67 @@ def ship_judges(bench: Bench) -> None:
             bench.judges[kind].save(folder)
 
 
-def run_all(bench: Bench, runs: list[tuple[str, str, int]]) -> None:
-    """Every run that has no record yet, with the expected time left from those made so far."""
-    folder = ASSETS / "runs" / bench.profile.name
-    took: list[float] = []
-    for done, (task, method, seed) in enumerate(runs):
-        path = folder / f"{task}-{method}-seed{seed}.json"
-        if path.exists():
-            check_fits(path, bench)
-            print(f"{path.name}: there already")
-            continue
-        left = f", about {statistics.median(took) * (len(runs) - done) / 60:.0f} min left" if took else ""
-        print(f"{path.name}: run {done + 1} of {len(runs)}{left}", flush=True)
-        started = time.monotonic()
-        run_one(bench, task, method, seed).save(path)
-        took.append(time.monotonic() - started)
+def make_all(bench: Bench, jobs: Jobs) -> None:
+    """Every record that is missing, one after another; first says how long that takes, going by the records there."""
+    missing = [path for path in jobs if not path.exists()]
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} records there already{expected(missing, bench)}", flush=True)
+    for path, make in jobs.items():
+        make_one(bench, path, make, misfit)
 
 
-def check_fits(path: Path, bench: Bench) -> None:
-    """Stop when a record was made with other settings or another base model."""
+def expected(missing: list[Path], bench: Bench) -> str:
+    """ ", about 30 min for the others", from the median time of such records; empty where there is none yet."""
+    seconds = [json.loads(path.read_text(encoding="utf-8"))["time"].get("run_seconds")
+               for folder in {path.parent for path in missing} for path in folder.glob("*-seed*.json")]  # fmt: skip
+    seconds = [value for value in seconds if value]
+    return f", about {statistics.median(seconds) * len(missing) / 60:.0f} min for the others" if seconds else ""
+
+
+def make_one(
+    bench: Bench, path: Path, make: Callable[[Path], RunRecord], refuse: Callable[..., str | None]
+) -> RunRecord:
+    """The record at `path`, made now unless it is there. Stops where it was made with other settings or another base.
+
+    A run whose loss is not finite has a record too, whose status is "failed": tables name it and leave it out.
+    """
+    if not path.exists():
+        print(f"{path.stem}: making it", flush=True)
+        folder, started = artifacts_dir(bench.profile) / "compare" / path.parent.name / path.stem, time.monotonic()
+        try:
+            record = make(folder)
+        except DivergedError as error:
+            print(f"{path.stem}: {error}")
+            record = RunRecord.load(folder / RUNNING)
+        record.time["run_seconds"] = time.monotonic() - started
+        record.save(path)
     try:
         record = RunRecord.load(path)
     except RunError as error:
         sys.exit(f"{error}\nDelete the file to make the run anew.")
-    if reason := misfit(record, bench.profile, bench.fingerprint):
+    if reason := refuse(record, bench.profile, bench.fingerprint):
         sys.exit(f"{path.name}: {reason}. It is not mixed in: delete it to make it anew.")
+    return record
 
 
 def run_sweep(bench: Bench, methods: list[str]) -> None:
-    """`sweep.json`: every method at every rate, seed 0; prints the rate that validation chooses for each."""
-    path = ASSETS / "runs" / bench.profile.name / "sweep.json"
-    header = {"config_id": bench.profile.config_id(), "base": bench.fingerprint}
-    rows = rows_of(path, header)
+    """`sweep/`: each method at rates around the profile's, until the best one lies between two worse ones."""
     for method in methods:
-        for rate in RATES:
-            if method == "base" or any((row["method"], row["learning_rate"]) == (method, rate) for row in rows):
-                continue
-            print(f"{path.name}: {method} at {rate}", flush=True)
-            folder = artifacts_dir(bench.profile) / "compare" / f"sweep-{method}-{rate}"
-            rows.append(sweep_row(bench, method, rate, 0, folder))
-            write_json(path, header | {"rows": rows})
-    for method, rate in chosen_rates(rows).items():
-        print(f"{method:10} {rate:g} (the profile has {bench.profile.learning_rates.get(method)})")
+        if method == "base":
+            continue
+        tried: list[RunRecord] = []
+        while rate := next_rate(bench.profile.learning_rates[method], sweep_losses(tried).get(method, {})):
+            path = runs_folder(bench) / "sweep" / f"{method}-{rate:g}-seed{SWEEP_SEED}.json"
+            tried.append(make_one(bench, path, partial(sweep_run, bench, method, rate, SWEEP_SEED), stranger))
+        best = chosen_rates(tried)[method]
+        print(f"{method:10} {best:g} (the profile has {bench.profile.learning_rates[method]:g})", flush=True)
+
+
+def next_rate(guess: float, losses: Mapping[float, float]) -> float | None:
+    """The next rate to try: the one nearest to `guess`, then the missing neighbour of the best; None at the end."""
+    if not losses:
+        return min(RATES, key=lambda rate: abs(math.log(rate / guess)))
+    at = RATES.index(min(losses, key=losses.get))
+    return next((rate for rate in RATES[max(at - 1, 0) : at + 2] if rate not in losses), None)
 
 
 def rows_of(path: Path, header: dict) -> list[dict]:
@@ -185,7 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(COMPARED), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--only", choices=("sweep", "runs", "dial", "cost"))
+    parser.add_argument("--only", choices=("sweep", "runs", "ablations", "dial", "cost"))
+    parser.add_argument("--share", default="1/1", help="2/3: the second of three processes that share the runs")
     parser.add_argument("--gpu-cost", action="store_true", help="measure time and memory on a GPU, and stop")
     options = parser.parse_args()
     quiet()
@@ -195,13 +248,19 @@ def main() -> None:
     print(describe(profile), flush=True)
     bench = Bench(profile)
     ship_judges(bench)
+    part, parts = (int(number) for number in options.share.split("/"))
+
+    def share(jobs: Jobs) -> Jobs:
+        return dict(list(jobs.items())[part - 1 :: parts])
+
     stages = {
         "sweep": partial(run_sweep, bench, options.methods),
-        "runs": partial(run_all, bench, plan(options.methods, options.seeds)),
+        "runs": lambda: make_all(bench, share(comparison_jobs(bench, options.methods, options.seeds))),
+        "ablations": lambda: make_all(bench, share(ablation_jobs(bench, options.seeds))),
         "dial": partial(run_dial, bench, options.seeds),
         "cost": partial(run_cost, bench, options.methods),
     }
-    for name in [options.only] if options.only else ["runs", "dial"]:
+    for name in [options.only] if options.only else ["runs", "dial", "ablations"]:
         stages[name]()
 
 

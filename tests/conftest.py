@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from utils import comparison, cost
+from utils import ablations, comparison, cost
 from utils.comparison import Bench
 from utils.config import PROFILES
 
@@ -79,7 +79,7 @@ def bench(tiny_model, tokenizer, reviews, tmp_path, monkeypatch) -> Bench:
     monkeypatch.setenv("LAB_DEVICE", "cpu")
     parts = DatasetDict({name: Dataset.from_list(reviews) for name in ("pretrain", "adapter", "validation", "test")})
     monkeypatch.setattr(comparison, "load_reviews", lambda profile: parts)
-    for module in (comparison, cost):
+    for module in (ablations, comparison, cost):
         monkeypatch.setattr(module, "load_base", lambda profile: (copy.deepcopy(tiny_model), tokenizer))
     monkeypatch.setattr(comparison, "load_judges", lambda profile, reviews: {"words": EveryOther()})
     profile = replace(

@@ -109,7 +109,8 @@ def test_a_missing_record_says_what_to_do(tmp_path):
 
 def test_only_comparable_runs_are_loaded_and_the_others_named(tmp_path):
     record(seed=0).save(tmp_path / "a.json")
-    record(seed=1).save(tmp_path / "deep" / "run.json")
+    record(seed=1).save(tmp_path / "a2.json")
+    record(seed=2).save(tmp_path / "sweep" / "run.json")  # of another study: each folder is one
     record(status="running").save(tmp_path / "b.json")
     record(config_id="another").save(tmp_path / "c.json")
     (tmp_path / "d.json").write_text("{")

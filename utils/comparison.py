@@ -7,7 +7,8 @@ itself (`training.py`), a metric (`evaluation.py`), a file (`runs.py`), a figure
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +23,7 @@ from utils.generation import generate
 from utils.gpu import estimate_memory, fast_bf16, require_memory
 from utils.memory import reuse_freed_memory
 from utils.runs import Estimate, RunError, RunRecord, environment, load_runs, mean_interval
-from utils.training import TrainingError, train
+from utils.training import train
 
 COMPARED = ("base", "ia3", "lora", "full")  # "base" trains nothing: the level that every method starts from
 
@@ -54,25 +55,30 @@ def measure_run(
     profile = bench.profile
     model = attach(load_base(profile)[0], method, seed)
     if method == "base":
-        record = _untrained(bench, model, task, seed)
-    else:
-        require_memory(estimate_memory(model, method, profile.batch_size, profile.block_length))
-        record = _train(bench, model, task, method, seed, folder)
-    record.config |= {"bf16": fast_bf16(model.device), "prompts": len(PROMPTS), **profile.sampling}
-    record.metrics |= _measure(bench, model, seed)
+        return _measured(bench, model, _untrained(bench, model, task, seed))
+    require_memory(estimate_memory(model, method, profile.batch_size, profile.block_length))
+    record = _measured(bench, model, _train(bench, model, task, method, seed, folder))
     if method == "ia3" and adapter_folder is not None:
         save_adapter(model, bench.tokenizer, adapter_folder, config_id=profile.config_id())
     return record
 
 
-def _train(
-    bench: Bench, model: object, task: str, method: str, seed: int, folder: Path | str, rate: float | None = None
+def measure_model(
+    bench: Bench, model: object, task: str, method: str, seed: int, folder: Path | str, blocks: Dataset
 ) -> RunRecord:
-    """The one way a compared run is trained: blocks, validation blocks, seed; `rate` None is the profile's."""
+    """As `measure_run`, of a model whose trainable part was made elsewhere, on `blocks`, at the rate of `method`."""
+    return _measured(bench, model, _train(bench, model, task, method, seed, folder, blocks))
+
+
+def _train(
+    bench: Bench, model: object, task: str, method: str, seed: int, folder: Path | str,
+    blocks: Dataset | None = None, rate: float | None = None,
+) -> RunRecord:  # fmt: skip
+    """The one way a compared run is trained: blocks, validation blocks, seed; blocks and `rate` None: the profile's."""
     profile = replace(bench.profile, seed=seed)
     return train(
         model,
-        bench.blocks("adapter", task, reviews=profile.train_reviews),
+        blocks or bench.blocks("adapter", task, reviews=profile.train_reviews),
         profile,
         method=method,
         task=task,
@@ -83,27 +89,24 @@ def _train(
     )
 
 
-def sweep_row(bench: Bench, method: str, rate: float, seed: int, folder: Path | str) -> dict[str, object]:
-    """Train `method` at the learning rate `rate` as `measure_run` does, and keep what a choice on validation needs.
-
-    A rate at which the loss is not finite is a row too: its `best_loss` is None.
-    """
+def sweep_run(bench: Bench, method: str, rate: float, seed: int, folder: Path | str) -> RunRecord:
+    """Train `method` at the learning rate `rate` as `measure_run` does; validation only, no test review is read."""
     model = attach(load_base(bench.profile)[0], method, seed)
-    row: dict[str, object] = {"method": method, "learning_rate": rate, "seed": seed}
-    try:
-        record = _train(bench, model, "positive", method, seed, folder, rate)
-    except TrainingError:
-        return row | {"start_loss": None, "best_loss": None, "best_step": None}
-    return row | {key: record.metrics[key] for key in ("start_loss", "best_loss", "best_step")}
+    return _train(bench, model, "positive", method, seed, folder, rate=rate)
 
 
-def chosen_rates(rows: Sequence[dict]) -> dict[str, float]:
-    """For each method the rate with the lowest validation loss, a mean over the seeds it was tried with."""
-    losses: dict[str, dict[float, list[float]]] = {}
-    for row in rows:
-        if row["best_loss"] is not None:
-            losses.setdefault(row["method"], {}).setdefault(row["learning_rate"], []).append(row["best_loss"])
-    return {m: min(by_rate, key=lambda rate: fmean(by_rate[rate])) for m, by_rate in losses.items()}
+def sweep_losses(records: Iterable[RunRecord]) -> dict[str, dict[float, float]]:
+    """Lowest validation loss by method and learning rate, a mean over seeds; infinite where a run diverged."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for record in records:
+        loss = record.metrics["best_loss"] if record.status == "finished" else math.inf
+        found.setdefault(record.method, {}).setdefault(record.config["learning_rate"], []).append(loss)
+    return {m: {rate: fmean(losses[rate]) for rate in sorted(losses)} for m, losses in found.items()}
+
+
+def chosen_rates(records: Iterable[RunRecord]) -> dict[str, float]:
+    """For each method the rate with the lowest validation loss."""
+    return {method: min(losses, key=losses.get) for method, losses in sweep_losses(records).items()}
 
 
 def _untrained(bench: Bench, model: object, task: str, seed: int) -> RunRecord:
@@ -116,16 +119,18 @@ def _untrained(bench: Bench, model: object, task: str, seed: int) -> RunRecord:
     )  # fmt: skip
 
 
-def _measure(bench: Bench, model: object, seed: int) -> dict[str, dict]:
-    """Loss on test reviews of both labels, the base's beside it, and every score of generated text."""
+def _measured(bench: Bench, model: object, record: RunRecord) -> RunRecord:
+    """`record` with the loss on test reviews of both labels, the base's beside it, and every score of its text."""
     profile, measured = bench.profile, {}
     for label in ("positive", "negative"):
         test = bench.blocks("test", label, limit=profile.eval_blocks)
         measured[f"test_loss_{label}"] = held_out_loss(model, test)
         measured[f"base_test_loss_{label}"] = held_out_loss(bench.base, test)
-    samples = generate(model, bench.tokenizer, PROMPTS, seed=seed, **profile.sampling)
+    samples = generate(model, bench.tokenizer, PROMPTS, seed=record.seed, **profile.sampling)
     measured |= evaluate_samples(samples, bench.judges, bench.base, bench.tokenizer)
-    return {name: estimate.to_dict() for name, estimate in measured.items()}
+    record.config |= {"bf16": fast_bf16(model.device), "prompts": len(PROMPTS), **profile.sampling}
+    record.metrics |= {name: estimate.to_dict() for name, estimate in measured.items()}
+    return record
 
 
 def usable_runs(folder: Path, profile: Profile, fingerprint: str) -> tuple[list[RunRecord], list[str]]:
@@ -141,16 +146,21 @@ def usable_runs(folder: Path, profile: Profile, fingerprint: str) -> tuple[list[
 
 def misfit(record: RunRecord, profile: Profile, fingerprint: str) -> str | None:
     """Why `record` may not stand beside today's runs of `profile` on the base `fingerprint`; None where it may."""
-    if record.config_id != profile.config_id():
-        return f"another configuration ({record.config_id}, not {profile.config_id()})"
-    if record.config.get("base") != fingerprint:
-        return "made with another base model"
+    if reason := stranger(record, profile, fingerprint):
+        return reason
     rate = profile.learning_rates.get(record.method)
     if record.config.get("learning_rate") != rate:
         return f"trained at a rate of {record.config.get('learning_rate')}, not {rate}"
     if {key: record.config.get(key) for key in profile.sampling} != profile.sampling:
         return "its text was sampled in another way"
     return None
+
+
+def stranger(record: RunRecord, profile: Profile, fingerprint: str) -> str | None:
+    """Why `record` is of another experiment than `profile` on the base `fingerprint`; None where it is of this one."""
+    if record.config_id != profile.config_id():
+        return f"another configuration ({record.config_id}, not {profile.config_id()})"
+    return "made with another base model" if record.config.get("base") != fingerprint else None
 
 
 def comparison_runs(

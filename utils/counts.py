@@ -33,7 +33,7 @@ class ParameterCount:
 
 def is_adapter(name: str) -> bool:
     """Whether the parameter of this name was added by a method, and is none of GPT-2's own."""
-    return any(mark in name for mark in ("ia3_", "lora_", "prompt_encoder.", ".mlp.adapter."))
+    return any(mark in name for mark in ("ia3_", "lora_", "prompt_encoder.", ".mlp.adapter.", ".mixing."))
 
 
 def group_of(name: str) -> str:

@@ -53,20 +53,37 @@ def insert_bottlenecks(model: nn.Module) -> None:
 def hold_queries(model: nn.Module) -> None:
     """Keep the query third of every `c_attn` vector at 1: keys, values and feed-forward are left, as in the paper.
 
-    A hook zeroes that third of the gradient, and Adam without weight decay leaves alone what has no gradient. Call it
-    when the model is on its device. `held` tells `count_parameters` how many entries of a tensor cannot move.
+    Call it when the model is on its device.
     """
     for name, parameter in model.named_parameters():
-        if ".c_attn.ia3_l." in name:
-            parameter.held = parameter.numel() // 3
-            parameter.register_hook(_without_first_third)
+        if ".c_attn.ia3_l." in name:  # (3d, 1): queries, keys, values
+            free = torch.ones(parameter.shape, device="cpu")
+            free[: len(free) // 3] = 0
+            hold(parameter, free)
 
 
-def _without_first_third(gradient: Tensor) -> Tensor:
-    """The gradient of a `c_attn` vector, (3d, 1), with 0 for the query's factors."""
-    kept = gradient.clone()
-    kept[: len(kept) // 3] = 0
-    return kept
+def hold(parameter: nn.Parameter, free: Tensor) -> None:
+    """Let training change only the entries where `free` (0 or 1, of the same shape, on the CPU) is 1.
+
+    A hook zeroes the gradient of the others, and Adam without weight decay leaves alone what has no gradient.
+    `held` tells `count_parameters` how many entries of the tensor cannot move.
+    """
+    parameter.held = int((free == 0).sum())
+    parameter.register_hook(lambda gradient: gradient * free.to(gradient))
+
+
+def share_factors(parameter: nn.Parameter, size: int) -> None:
+    """Let each `size` neighbouring entries (they start equal) stay equal: a hook gives all of them their mean gradient.
+
+    Adam treats equal gradients equally, so one number is learned for the group, and the others count as held.
+    """
+    parameter.held = parameter.numel() - parameter.numel() // size
+
+    def mean_of_group(gradient: Tensor) -> Tensor:
+        groups = gradient.reshape(-1, size)
+        return groups.mean(1, keepdim=True).expand_as(groups).reshape(gradient.shape)
+
+    parameter.register_hook(mean_of_group)
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

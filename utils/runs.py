@@ -178,7 +178,7 @@ def environment() -> tuple[dict[str, str], dict[str, str | int]]:
 
 
 def load_runs(folder: Path | str, config_id: str | None = None) -> tuple[list[RunRecord], list[str]]:
-    """The comparable records under `folder` (all *.json, sorted by path), and why each other record was left out.
+    """The comparable records in `folder` (*.json, sorted by name), and why each other record was left out.
 
     Left out, and named: unreadable or invalid files, unfinished runs, runs of another configuration than `config_id`
     or, without it, than the first finished run's. Other JSON files (an adapter's, the dial's) are no
@@ -188,8 +188,8 @@ def load_runs(folder: Path | str, config_id: str | None = None) -> tuple[list[Ru
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder: run the notebook that trains first")
     records, excluded = [], []
-    for path in sorted(folder.rglob("*.json")):
-        name = path.relative_to(folder).as_posix()
+    for path in sorted(folder.glob("*.json")):
+        name = path.name
         if _is_other_json(path):
             continue
         try:

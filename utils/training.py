@@ -37,6 +37,10 @@ class TrainingError(RuntimeError):
     """Training cannot start or has diverged; the message names the remedy."""
 
 
+class DivergedError(TrainingError):
+    """The loss of a run is not finite: its learning rate is too high."""
+
+
 class Progress(TrainerCallback):
     """A bar with one line per evaluation on stdout, and the time of each step."""
 
@@ -125,8 +129,8 @@ def train(
     Losses are mean nats per token. An interrupted run of the same configuration in `folder` is continued from its
     last checkpoint; any other one there is started over, from the state in which this function first saw the model, so
     that a notebook's cell can be run twice. The model ends in evaluation mode, at the step with the
-    lowest held-out loss. Raises `TrainingError` when nothing is trainable, there are fewer blocks than one batch,
-    or the loss is not finite.
+    lowest held-out loss. Raises `TrainingError` when nothing is trainable or there are fewer blocks than one batch,
+    and `DivergedError` when the loss is not finite: the record in `folder` then says "failed".
     """
     folder = Path(folder)
     steps = profile.steps if steps is None else steps
@@ -175,7 +179,13 @@ def train(
             vars(model).pop(name, None)
     model.eval()
 
-    record.history = check_finite(record.history[:1] + readable_history(trainer.state.log_history))
+    history = record.history[:1] + readable_history(trainer.state.log_history)
+    try:
+        record.history = check_finite(history)
+    except DivergedError:
+        record.status = "failed"
+        record.save(folder / RUNNING)
+        raise
     record.metrics = summary(record.history)
     record.time = {"step_seconds_median": statistics.median(progress.seconds), "steps_timed": len(progress.seconds)}
     record.memory = {"peak_bytes": peak.bytes}
@@ -281,10 +291,10 @@ def readable_history(log: list[dict]) -> list[dict]:
 
 
 def check_finite(history: list[dict]) -> list[dict]:
-    """The history itself; `TrainingError` names the first step whose loss is NaN or infinite."""
+    """The history itself; `DivergedError` names the first step whose loss is NaN or infinite."""
     for row in history:
         if not all(math.isfinite(value) for value in row.values()):
-            raise TrainingError(f"the loss is not finite at step {row['step']}: use a lower learning rate")
+            raise DivergedError(f"the loss is not finite at step {row['step']}: use a lower learning rate")
     return history
 
 
