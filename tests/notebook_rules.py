@@ -2,6 +2,10 @@
 
 For tests/test_notebooks_static.py, which runs before any notebook is replayed, because nbval runs a cell without an
 execution count and never compares it. Not for what the notebooks compute: their asserts and nbval see to that.
+
+A notebook is a lesson with exercises in it (cells with nbgrader metadata). The limits on length, on the share of text
+and on the share of compared cells are about the lesson: exercises are three cells each with a fixed shape, so counted
+in, they would push a lesson over its length and hide one that compares little. exercise_rules.py has their own limits.
 """
 
 from __future__ import annotations
@@ -36,6 +40,16 @@ Rule = Callable[[NotebookNode], list[str]]
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     """Return the code cells in order."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def is_exercise(cell: NotebookNode) -> bool:
+    """Return whether the cell belongs to an exercise, and not to the lesson."""
+    return "nbgrader" in cell.metadata
+
+
+def lesson_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return the cells of the lesson in order, without the exercises."""
+    return [cell for cell in notebook.cells if not is_exercise(cell)]
 
 
 def tags(cell: NotebookNode) -> set[str]:
@@ -143,15 +157,16 @@ def short_cells(notebook: NotebookNode) -> list[str]:
 
 
 def cell_number(notebook: NotebookNode) -> list[str]:
-    """The notebook has 40 to 60 cells."""
-    count = len(notebook.cells)
+    """The lesson has 40 to 60 cells."""
+    count = len(lesson_cells(notebook))
     return [] if CELLS[0] <= count <= CELLS[1] else [f"{count} cells ({CELLS[0]} to {CELLS[1]})"]
 
 
 def enough_text(notebook: NotebookNode) -> list[str]:
-    """There are 1.2 to 1.5 markdown cells for each code cell."""
-    code = len(code_cells(notebook))
-    ratio = sum(cell.cell_type == "markdown" for cell in notebook.cells) / max(code, 1)
+    """The lesson has 1.2 to 1.5 markdown cells for each code cell."""
+    kinds = [cell.cell_type for cell in lesson_cells(notebook)]
+    code = kinds.count("code")
+    ratio = kinds.count("markdown") / max(code, 1)
     low, high = MARKDOWN_PER_CODE
     return (
         [] if low <= ratio <= high else [f"{ratio:.2f} markdown cells for each of {code} code cells ({low} to {high})"]
@@ -159,10 +174,13 @@ def enough_text(notebook: NotebookNode) -> list[str]:
 
 
 def text_between_code(notebook: NotebookNode) -> list[str]:
-    """No two code cells follow each other without text."""
-    kinds = [cell.cell_type for cell in notebook.cells]
-    pairs = enumerate(zip(kinds, kinds[1:], strict=False), 1)
-    return [f"cells {n} and {n + 1} are code with no text between" for n, pair in pairs if pair == ("code", "code")]
+    """No two code cells follow each other without text, but for an exercise's answer and its test, under one card."""
+    problems = []
+    for number, (first, second) in enumerate(zip(notebook.cells, notebook.cells[1:], strict=False), 1):
+        one_exercise = is_exercise(first) and is_exercise(second) and second.metadata["nbgrader"].get("grade")
+        if first.cell_type == second.cell_type == "code" and not one_exercise:
+            problems.append(f"cells {number} and {number + 1} are code with no text between")
+    return problems
 
 
 def small_file(notebook: NotebookNode) -> list[str]:
@@ -172,8 +190,8 @@ def small_file(notebook: NotebookNode) -> list[str]:
 
 
 def mostly_compared(notebook: NotebookNode) -> list[str]:
-    """Of the cells with output, nbval really compares at least 60 %."""
-    with_output = [cell for cell in code_cells(notebook) if cell.outputs]
+    """Of the lesson's cells with output, nbval really compares at least 60 %."""
+    with_output = [cell for cell in code_cells(notebook) if cell.outputs and not is_exercise(cell)]
     compared = sum(is_compared(cell) for cell in with_output)
     if with_output and compared / len(with_output) >= COMPARED_SHARE:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import exercise_rules
 import nbformat
 import notebook_rules as rules
 import pytest
@@ -11,10 +12,11 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from replay import NOTEBOOKS, ROOT
 
+ALL_RULES = (*rules.RULES, *exercise_rules.RULES)
 HERE = [name for name in NOTEBOOKS if (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_keeps_the_rule(name: str, rule: rules.Rule) -> None:
     if not HERE:
@@ -26,7 +28,7 @@ def test_notebook_keeps_the_rule(name: str, rule: rules.Rule) -> None:
 
 @pytest.fixture
 def good() -> NotebookNode:
-    """A notebook of 45 cells that keeps every rule; one cell shows a figure, one an ignored time."""
+    """A lesson of 45 cells that keeps every rule, with two exercises; one cell shows a figure, one an ignored time."""
     cells = [new_markdown_cell("# Title\n\n```\n#### a comment\n```")]
     for number in range(1, 21):
         printed = new_output("stream", name="stdout", text=f"{number} layers, ratio 1/2, see /{number}\n")
@@ -40,19 +42,46 @@ def good() -> NotebookNode:
     cells[4].outputs = [figure]
     cells[6].metadata["tags"] = ["nbval-ignore-output"]
     cells += [new_markdown_cell(f"### Reading {n}") for n in range(4)]
+    cells += exercises(count=20)
     notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number}"
+        cell.id = cell.metadata.get("nbgrader", {}).get("grade_id", f"cell-{number}")
     return notebook
+
+
+def exercises(count: int) -> list[NotebookNode]:
+    """A coded exercise, a written one and the scoreboard, after `count` code cells."""
+    helps = "<details><summary>Hint</summary>\n\nx\n\n</details>\n" * 3
+    card = f"### Exercise 1.1 · Double\n\n*5 minutes, easy, 2 points.* Graded: `double`.\n\n{helps}"
+    solution = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"
+    test = "assert double(1) == 2\n### BEGIN HIDDEN TESTS\nassert double(3) == 6\n### END HIDDEN TESTS"
+    cells = [
+        new_markdown_cell(card, metadata=grading("card")),
+        new_code_cell(solution, execution_count=count + 1, metadata=grading("double", solution=True, locked=False)),
+        new_code_cell(test, execution_count=count + 2, metadata=grading("test", grade=True, points=2)),
+        new_markdown_cell(card, metadata=grading("written-card")),
+        new_markdown_cell("Because.", metadata=grading("why", grade=True, solution=True, locked=False, points=1)),
+        new_markdown_cell("## Your points", metadata=grading("scoreboard-card")),
+        new_code_cell("board = 1", execution_count=count + 3, metadata=grading("scoreboard")),
+    ]
+    for cell in (cells[2], cells[-1]):
+        cell.outputs = [new_output("stream", name="stdout", text="1.1 pass\n")]
+    return cells
+
+
+def grading(grade_id: str, **fields: object) -> dict[str, dict]:
+    """nbgrader's metadata of a cell; locked and without a grade unless said otherwise."""
+    data = {"grade": False, "solution": False, "locked": True, "task": False, "schema_version": 3}
+    return {"nbgrader": data | {"grade_id": grade_id} | fields}
 
 
 def test_good_notebook_keeps_every_rule(good: NotebookNode) -> None:
     nbformat.validate(good)
-    assert {rule.__name__: rule(good) for rule in rules.RULES if rule(good)} == {}
+    assert {rule.__name__: rule(good) for rule in ALL_RULES if rule(good)} == {}
 
 
 def replace_cells(notebook: NotebookNode, count: int) -> None:
-    notebook.cells = (notebook.cells * 2)[:count]
+    notebook.cells = (rules.lesson_cells(notebook) * 2)[:count]
 
 
 def add_output(notebook: NotebookNode, *output: object, **fields: object) -> None:
@@ -71,6 +100,18 @@ def tag_all(notebook: NotebookNode) -> None:
 def only_figures(notebook: NotebookNode) -> None:
     for cell in rules.code_cells(notebook)[2:10]:
         cell.outputs = copy.deepcopy(notebook.cells[4].outputs)
+
+
+def part(notebook: NotebookNode, grade_id: str) -> NotebookNode:
+    return next(cell for cell in notebook.cells if cell.id == grade_id)
+
+
+def change_grading(notebook: NotebookNode, grade_id: str, **fields: object) -> None:
+    part(notebook, grade_id).metadata["nbgrader"].update(fields)
+
+
+def drop(notebook: NotebookNode, grade_id: str) -> None:
+    notebook.cells.remove(part(notebook, grade_id))
 
 
 BREAKS = {
@@ -108,9 +149,11 @@ BREAKS = {
     "placeholder": (rules.short_cells, lambda n: set_first(n, source="x = # TODO")),
     "too few cells": (rules.cell_number, lambda n: replace_cells(n, 39)),
     "too many cells": (rules.cell_number, lambda n: replace_cells(n, 61)),
-    "too little text": (rules.enough_text, lambda n: n.cells.__delitem__(slice(-4, None))),
-    "too much text": (rules.enough_text, lambda n: n.cells.extend(n.cells[-1:] * 12)),
+    "too little text": (rules.enough_text, lambda n: n.cells.__delitem__(slice(41, 45))),
+    "too much text": (rules.enough_text, lambda n: n.cells.extend(n.cells[44:45] * 12)),
     "two code cells": (rules.text_between_code, lambda n: n.cells.pop(3)),
+    "solution after the lesson's code": (rules.text_between_code, lambda n: n.cells.insert(2, part(n, "double"))),
+    "solution after a solution": (rules.text_between_code, lambda n: n.cells.insert(46, part(n, "double"))),
     "big file": (rules.small_file, lambda n: add_output(n, "display_data", {"image/png": "a" * 2_100_000})),
     "too many tagged": (rules.mostly_compared, tag_all),
     "too many figures": (rules.mostly_compared, only_figures),
@@ -120,6 +163,45 @@ BREAKS = {
     "second title": (rules.headings_in_order, lambda n: n.cells[-1].update(source="# Another")),
     "figure without alt": (rules.figures_have_alt, lambda n: add_output(n, "display_data", {"image/png": "aaaa"})),
     "empty alt": (rules.figures_have_alt, lambda n: n.cells[4].outputs[0].metadata["image/png"].update(alt=" ")),
+    "exercises in the place of a lesson": (rules.cell_number, lambda n: n.cells.__delitem__(slice(2, 8))),
+    "text in cards only": (rules.enough_text, lambda n: n.cells.__setitem__(slice(41, 45), exercises(20)[:1] * 4)),
+    "compared in exercises only": (rules.mostly_compared, lambda n: (tag_all(n), n.cells.extend(exercises(23) * 9))),
+    "other version": (exercise_rules.nbgrader_metadata, lambda n: change_grading(n, "test", schema_version=2)),
+    "no points": (exercise_rules.nbgrader_metadata, lambda n: part(n, "test").metadata["nbgrader"].pop("points")),
+    "zero points": (exercise_rules.nbgrader_metadata, lambda n: change_grading(n, "test", points=0)),
+    "unlocked test": (exercise_rules.nbgrader_metadata, lambda n: change_grading(n, "test", locked=False)),
+    "another grade id": (exercise_rules.nbgrader_metadata, lambda n: change_grading(n, "test", grade_id="other")),
+    "no test": (exercise_rules.whole_exercises, lambda n: drop(n, "test")),
+    "no card": (exercise_rules.whole_exercises, lambda n: drop(n, "written-card")),
+    "no scoreboard": (exercise_rules.whole_exercises, lambda n: n.cells.__delitem__(slice(-2, None))),
+    "too many exercises": (
+        exercise_rules.whole_exercises,
+        lambda n: n.cells.__setitem__(slice(45, 48), n.cells[45:48] * 9),
+    ),
+    "no minutes": (exercise_rules.helpful_cards, lambda n: part(n, "card").update(source="### Exercise 1.1 · Double")),
+    "two helps": (
+        exercise_rules.helpful_cards,
+        lambda n: part(n, "card").update(source=part(n, "card").source.replace("<details>", "", 1)),
+    ),
+    "no solution": (exercise_rules.marked_regions, lambda n: part(n, "double").update(source="def double(x): ...")),
+    "unclosed": (
+        exercise_rules.marked_regions,
+        lambda n: part(n, "test").update(source=part(n, "test").source.replace("### END HIDDEN TESTS", "")),
+    ),
+    "silent test": (exercise_rules.exercises_compared, lambda n: part(n, "test").update(outputs=[])),
+    "ignored test": (
+        exercise_rules.exercises_compared,
+        lambda n: part(n, "test").metadata.update(tags=["nbval-ignore-output"]),
+    ),
+    "solution with output": (
+        exercise_rules.exercises_compared,
+        lambda n: part(n, "double").update(outputs=part(n, "test").outputs),
+    ),
+    "lesson calls an answer": (
+        exercise_rules.lesson_stands_alone,
+        lambda n: n.cells.append(new_code_cell("def later():\n    return double(2)")),
+    ),
+    "answer overwrites the lesson": (exercise_rules.lesson_stands_alone, lambda n: set_first(n, source="double = 1")),
     "SVG": (rules.figures_have_alt, lambda n: add_output(n, "display_data", {"image/svg+xml": "<svg/>"})),
 }
 
@@ -132,4 +214,4 @@ def test_rule_finds_the_break(name: str, good: NotebookNode) -> None:
 
 
 def test_every_rule_is_broken_once() -> None:
-    assert {rule for rule, _ in BREAKS.values()} == set(rules.RULES)
+    assert {rule for rule, _ in BREAKS.values()} == set(ALL_RULES)

@@ -1,16 +1,19 @@
-"""One check per exercise, three states, hints; never drawing.
+"""What a student is told: is the environment right, is the answer to an exercise right.
 
-For now: the environment, `check_environment()`: the installed packages against `requirements.txt`, as a table of OK and
-FAIL with the pip command that repairs it. It needs nothing but the standard library, so it also works where a
-package is missing.
-Not for: figures (`plots.py`), or the GPU (`gpu.py`).
+For: `check_environment()`, the installed packages against `requirements.txt`, with the pip command that repairs them;
+`check()`, one exercise in one line that says todo, pass or fail; `scoreboard()`. Needs nothing but the standard library
+until an exercise is checked, so the first also works where a package is missing.
+Not for: what a right answer is (`exercises_*.py`), figures (`plots.py`), the GPU (`gpu.py`), or grades: a check
+runs in the student's own process and can be fooled there.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 from utils.config import ROOT
@@ -106,3 +109,164 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name).partition("+")[0]
     except metadata.PackageNotFoundError:
         return None
+
+
+# --- exercises ----------------------------------------------------------------------------------------------------
+
+TODO, PASS, FAIL = "todo", "pass", "fail"
+NOTEBOOKS = {"01": "setup", "02": "train", "03": "inference", "04": "compare"}  # and the module with their checks
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise: its number ("1.2" is the second of notebook 01), title and points; written ones have no check."""
+
+    number: str
+    title: str
+    points: int
+    written: bool = False
+
+    @property
+    def notebook(self) -> str:
+        """The notebook it stands in: "01" to "04"."""
+        return f"0{self.number[0]}"
+
+
+EXERCISES = {
+    exercise.number: exercise
+    for exercise in (
+        Exercise("1.1", "Every parameter of a GPT-2", 4),
+        Exercise("1.2", "Keys and values by hand", 4),
+        Exercise("1.3", "The feed-forward layer by hand", 3),
+        Exercise("1.4", "The vectors of any configuration", 3),
+        Exercise("1.5", "Perplexity of many texts", 4),
+        Exercise("1.6", "One number is not enough", 2, written=True),
+        Exercise("2.1", "Three configurations", 5),
+        Exercise("2.2", "Exactly the base, or nearly", 3),
+        Exercise("2.3", "Pack without losing a token", 4),
+        Exercise("2.4", "Labels that teach to stop", 4),
+        Exercise("2.5", "Where weight decay leads", 3),
+        Exercise("2.6", "Overfit one batch", 5),
+        Exercise("2.7", "Read the heat map", 4),
+        Exercise("2.8", "Two settings, one reason", 2, written=True),
+        Exercise("3.1", "Distinct n-grams", 4),
+        Exercise("3.2", "Merge one layer by hand", 6),
+        Exercise("3.3", "Two orders of rounding", 4),
+        Exercise("3.4", "An adapter for each row", 6),
+        Exercise("3.5", "Blend adapters", 5),
+        Exercise("3.6", "How far would you turn it?", 3, written=True),
+        Exercise("4.1", "LoRA's numbers", 4),
+        Exercise("4.2", "Find the fair pairs", 5),
+        Exercise("4.3", "An interval for a rate", 4),
+        Exercise("4.4", "The Pareto front", 4),
+        Exercise("4.5", "Verdict on a claim", 3),
+        Exercise("4.6", "What the table does not say", 2, written=True),
+    )
+}
+
+
+class Wrong(Exception):
+    """An answer is wrong; the text is the likely cause, in words for the student."""
+
+
+class NotYet(Exception):
+    """There is no answer yet: the stub was called."""
+
+
+class Answer:
+    """The student's function. A call gives what it returns, or raises `NotYet` or `Wrong`, and nothing else."""
+
+    def __init__(self, function: object) -> None:
+        self.function, self.answered = function, False
+
+    def __call__(self, *arguments: object) -> object:
+        """What the student's function returns for `arguments`."""
+        if self.function is None or self.function is ...:
+            raise NotYet
+        if not callable(self.function):
+            raise Wrong("the name no longer stands for a function: run the cell above again")
+        try:
+            result = self.function(*arguments)
+        except (Exception, SystemExit, GeneratorExit) as error:
+            raise Wrong(
+                f"your code raises {type(error).__name__}: call it in a cell of your own to see where"
+            ) from None
+        if result is None or result is ...:
+            raise Wrong("for some inputs nothing is returned") if self.answered else NotYet
+        self.answered = True
+        return result
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one check. Prints as one line: number, state, and the title or what to do."""
+
+    exercise: Exercise
+    state: str
+    hint: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the answer is right."""
+        return self.state == PASS
+
+    def __str__(self) -> str:
+        said = {TODO: f"{self.exercise.title}: no answer yet", PASS: self.exercise.title, FAIL: self.hint}
+        return f"{self.exercise.number} {self.state}  {said[self.state]}"
+
+
+_LATEST: dict[str, Verdict] = {}  # of this kernel, for the scoreboard
+
+
+def check(number: str, answer: object, seed: int = 0) -> Verdict:
+    """Check `answer`, the student's function for exercise `number`, on inputs drawn from `seed`; print the verdict.
+
+    Whatever the answer does, this returns (only the user's own interrupt passes through). Raises `CheckError` for a
+    number that no coded exercise has.
+    """
+    exercise = EXERCISES.get(number)
+    if exercise is None or exercise.written:
+        known = ", ".join(e.number for e in EXERCISES.values() if not e.written)
+        raise CheckError(f"no check for exercise {number!r}: there is one for {known}")
+    verdict = Verdict(exercise, *_judge(exercise, answer, seed))
+    _LATEST[number] = verdict
+    print(verdict)
+    return verdict
+
+
+def _judge(exercise: Exercise, answer: object, seed: int) -> tuple[str, str]:
+    """State and hint of an answer; the checks raise `Wrong` or `NotYet`."""
+    examine = _checks(exercise.notebook)[exercise.number]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            examine(Answer(answer), seed)
+    except NotYet:
+        return TODO, ""
+    except Wrong as wrong:
+        return FAIL, str(wrong)
+    except (Exception, SystemExit, GeneratorExit):  # an object that cannot even be looked at
+        return FAIL, "the answer cannot be read: return plain numbers, lists, dictionaries or tensors"
+    return PASS, ""
+
+
+def _checks(notebook: str) -> dict[str, Callable[[Answer, int], None]]:
+    return import_module(f"utils.exercises_{NOTEBOOKS[notebook]}").CHECKS
+
+
+def scoreboard(notebook: str) -> str:
+    """The exercises of one notebook ("01" to "04") with their states in this kernel, as text: a line each, and a sum.
+
+    The sum counts points of coded exercises only. Raises `CheckError` for another notebook.
+    """
+    if notebook not in NOTEBOOKS:
+        raise CheckError(f"no notebook {notebook!r}: choose from {', '.join(NOTEBOOKS)}")
+    here = [exercise for exercise in EXERCISES.values() if exercise.notebook == notebook]
+    states = {e.number: "read by a person" if e.written else _state(e.number) for e in here}
+    lines = [f"{e.number}  {e.title:<34}{e.points:>2} points  {states[e.number]}" for e in here]
+    reached = sum(e.points for e in here if states[e.number] == PASS)
+    return "\n".join([*lines, f"checked here: {reached} of {sum(e.points for e in here if not e.written)} points"])
+
+
+def _state(number: str) -> str:
+    return _LATEST[number].state if number in _LATEST else TODO
