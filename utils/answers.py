@@ -158,6 +158,17 @@ def untouched(call: Callable[..., object], *arguments: object) -> object:
     given = copy.deepcopy(arguments)
     result = call(*given)
     for before, after in zip(arguments, given, strict=True):
-        if not (torch.equal(before, after) if type(before) is Tensor else before == after):
+        if not _unchanged(before, after):
             raise Wrong("an argument is changed in place: make a new object instead")
     return result
+
+
+def _unchanged(before: object, after: object) -> bool:
+    """Whether two structures of one making are still equal, bit by bit."""
+    if type(before) is Tensor:
+        return torch.equal(before, after)
+    if type(before) is dict:
+        return before.keys() == after.keys() and all(_unchanged(before[key], after[key]) for key in before)
+    if type(before) is list:
+        return len(before) == len(after) and all(map(_unchanged, before, after))
+    return before == after

@@ -1,0 +1,354 @@
+"""Every exercise: its check and its hidden test accept right answers, reject wrong ones, and say what is wrong.
+
+Model answers are those of the notebooks' solution cells. Right and wrong answers of other kinds: `answers_*.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import socket
+
+import answers_compare
+import answers_inference
+import answers_setup
+import answers_train
+import nbformat
+import pytest
+import torch
+from exercise_rules import exercise_cells, role
+from replay import NOTEBOOKS, ROOT
+
+from utils import checks
+from utils.checks import EXERCISES, FAIL, PASS, TODO, CheckError, check, scoreboard
+
+ANSWERS = answers_setup.ANSWERS | answers_train.ANSWERS | answers_inference.ANSWERS | answers_compare.ANSWERS
+CODED = [number for number, exercise in EXERCISES.items() if not exercise.written]
+STUB = "...  # YOUR CODE HERE"
+CELLS = {
+    cell.id: cell for name in NOTEBOOKS for cell in exercise_cells(nbformat.read(ROOT / name, as_version=4))
+}  # fmt: skip
+
+
+def cell_id(number: str, part: str = "") -> str:
+    return f"ex-{number.replace('.', '-')}{part}"
+
+
+def source(number: str, part: str = "") -> str:
+    if cell_id(number, part) not in CELLS:
+        pytest.skip(f"{cell_id(number, part)} is not in its notebook yet")
+    return CELLS[cell_id(number, part)].source
+
+
+def function_name(number: str) -> str:
+    return re.search(r"^def (\w+)", source(number), re.MULTILINE)[1]
+
+
+def model_answer(number: str) -> object:
+    namespace = {}
+    exec(compile(source(number), cell_id(number), "exec"), namespace)
+    return namespace[function_name(number)]
+
+
+def hidden_test(number: str, answer: object) -> None:
+    """Run the hidden test of an exercise on `answer`; it fails by an exception."""
+    hidden = source(number, "-test").split("### BEGIN HIDDEN TESTS")[1].split("### END HIDDEN TESTS")[0]
+    exec(compile(hidden, cell_id(number, "-test"), "exec"), {function_name(number): answer})
+
+
+def stubbed(text: str) -> str:
+    """The cell as students get it: what nbgrader makes of a solution region."""
+    return re.sub(r"^( *)### BEGIN SOLUTION.*?### END SOLUTION", rf"\g<1>{STUB}", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Checks and hidden tests need no network, and no test sees the states of another."""
+    monkeypatch.setattr(socket, "socket", None)
+    monkeypatch.setattr(checks, "_LATEST", {})
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_model_answer_passes(number, capsys):
+    for seed in (0, 1, 2):
+        verdict = check(number, model_answer(number), seed)
+        assert verdict.state == PASS, verdict
+    assert capsys.readouterr().out == 3 * f"{number} pass  {EXERCISES[number].title}\n"
+    hidden_test(number, model_answer(number))
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_equivalent_answer_passes(number):
+    equivalent, _ = ANSWERS[number]
+    for seed in (0, 1, 2):
+        verdict = check(number, equivalent, seed)
+        assert verdict.state == PASS, verdict
+    hidden_test(number, equivalent)
+
+
+WRONG = [(number, place) for number in CODED for place in range(len(ANSWERS[number][1]))]
+
+
+@pytest.mark.parametrize(("number", "place"), WRONG)
+def test_wrong_answer_fails_with_its_cause(number, place):
+    wrong, said = ANSWERS[number][1][place]
+    verdict = check(number, wrong)
+    assert verdict.state == FAIL and said in verdict.hint, verdict
+    assert "\n" not in str(verdict) and len(str(verdict)) < 150
+    assert check(number, wrong, seed=1).state == FAIL
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_hidden_test_rejects_wrong_answers_with_a_reason(number):
+    rejected = 0
+    for wrong, _ in ANSWERS[number][1]:
+        try:
+            hidden_test(number, wrong)
+        except AssertionError as error:
+            assert str(error), "an assert of the hidden test has no message"
+            rejected += 1
+        except Exception:
+            rejected += 1
+    assert rejected == len(ANSWERS[number][1]) >= 4
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_hidden_test_has_inputs_of_its_own(number):
+    """An answer that was right for the visible check's inputs, and knows no others, fails the hidden test."""
+    seen, right = set(), model_answer(number)
+
+    def parrot(*arguments):
+        seen.add(key(arguments))
+        return right(*arguments)
+
+    assert check(number, parrot).passed
+    with pytest.raises(Exception):  # noqa: B017
+        hidden_test(number, lambda *arguments: right(*arguments) if key(arguments) in seen else None)
+
+
+def key(value: object) -> object:
+    """A text that equal inputs share: tensors by their numbers, models by their class."""
+    if isinstance(value, (tuple, list)):
+        return str([key(item) for item in value])
+    if isinstance(value, dict):
+        return str({name: key(item) for name, item in value.items()})
+    if isinstance(value, torch.nn.Module):
+        return str([float(parameter.double().sum()) for parameter in value.parameters()])
+    return str(value.tolist()) if isinstance(value, torch.Tensor) else str(value)
+
+
+# --- stubs and hostile objects ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_stub_is_todo_and_its_test_cell_fails(number, capsys):
+    stub = stubbed(source(number))
+    assert stub.count(STUB) == 1 and "SOLUTION" not in stub
+    namespace = {}
+    exec(stub, namespace)
+    visible = source(number, "-test").split("### BEGIN HIDDEN TESTS")[0]
+    with pytest.raises(AssertionError):
+        exec(visible, namespace)
+    assert capsys.readouterr().out == f"{number} todo  {EXERCISES[number].title}: no answer yet\n"
+
+
+class EqualsEverything:
+    def __eq__(self, other):
+        return True
+
+    def __ne__(self, other):
+        return False
+
+    def __hash__(self):
+        return 0
+
+    def __bool__(self):
+        return True
+
+    def __float__(self):
+        return 1.0
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return iter([self, self, self])
+
+    def __getitem__(self, index):
+        return self
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, *arguments, **named):
+        return self
+
+
+class LiarTensor(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, *arguments, **named):
+        return True
+
+
+class LiarInt(int):
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return 0
+
+
+class RaisesOnSight(type):
+    @property
+    def __name__(cls):
+        raise ValueError("no name")
+
+
+class Nameless(metaclass=RaisesOnSight):
+    pass
+
+
+def deep():
+    return deep()
+
+
+def endless_list():
+    items = []
+    items.append(items)
+    return items
+
+
+def leave():
+    raise SystemExit(0)
+
+
+def stop_generator():
+    raise GeneratorExit
+
+
+HOSTILE = {
+    "raises": lambda *_: 1 / 0,
+    "exits": lambda *_: leave(),
+    "generator exit": lambda *_: stop_generator(),
+    "recursion": lambda *_: deep(),
+    "memory": lambda *_: [0] * 10**15,
+    "NaN": lambda *_: float("nan"),
+    "NaN tensor": lambda *_: torch.tensor(float("nan")),
+    "infinity": lambda *_: float("inf"),
+    "huge": lambda *_: 10**400,
+    "complex": lambda *_: 1j,
+    "text": lambda *_: "42",
+    "bytes": lambda *_: b"42",
+    "empty list": lambda *_: [],
+    "endless list": lambda *_: endless_list(),
+    "list of None": lambda *_: [None] * 3,
+    "dictionary": lambda *_: {"a": {1: object()}},
+    "generator": lambda *_: (i for i in range(3)),
+    "function": lambda *_: leave,
+    "class": lambda *_: Nameless,
+    "nameless": lambda *_: Nameless(),
+    "equals everything": lambda *_: EqualsEverything(),
+    "three of these": lambda *_: (EqualsEverything(),) * 3,
+    "lying tensor": lambda *_: torch.ones(2, 3).as_subclass(LiarTensor),
+    "lying integer": lambda *_: LiarInt(5),
+    "empty tensor": lambda *_: torch.empty(0),
+    "complex tensor": lambda *_: torch.ones(2, dtype=torch.complex64),
+    "meta tensor": lambda *_: torch.ones(2, device="meta"),
+    "sparse tensor": lambda *_: torch.eye(3).to_sparse(),
+    "its arguments": lambda *arguments: arguments,
+    "no function": 5,
+    "is everything": EqualsEverything(),
+    "a class": Nameless,
+    "no arguments": lambda: 1,
+}
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_no_check_raises_or_is_fooled(number):
+    for name, hostile in HOSTILE.items():
+        verdict = check(number, hostile)
+        assert verdict.state == FAIL and verdict.hint, f"{name}: {verdict}"
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_nothing_is_todo_and_none_later_is_wrong(number):
+    for empty in (None, ..., lambda *_: None, lambda *_: ...):
+        assert check(number, empty).state == TODO
+    right, calls = model_answer(number), []
+
+    def forgetful(*arguments):
+        calls.append(1)
+        return right(*arguments) if len(calls) == 1 else None
+
+    verdict = check(number, forgetful)
+    assert len(calls) == 1 or verdict.hint == "for some inputs nothing is returned"
+
+
+def test_users_interrupt_passes_through():
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check("1.1", interrupted)
+
+
+def test_random_state_is_left_alone():
+    for number in CODED:
+        before = torch.get_rng_state()
+        check(number, ANSWERS[number][0])
+        assert torch.equal(torch.get_rng_state(), before), number
+
+
+# --- the notebooks and the board ----------------------------------------------------------------------------------
+
+
+def test_points_are_a_hundred():
+    assert sum(exercise.points for exercise in EXERCISES.values()) == 100
+    assert len(CODED) >= 18 and len(EXERCISES) - len(CODED) >= 4
+    assert ANSWERS.keys() == set(CODED)
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_notebook_agrees_with_the_list(number):
+    exercise, card = EXERCISES[number], source(number, "-card")
+    assert card.find(f"### Exercise {number} · {exercise.title}\n") >= 0
+    assert re.search(rf"^\*\d+ minutes, (easy|medium|hard), {exercise.points} points, ", card, re.MULTILINE)
+    graded = CELLS[cell_id(number, "" if exercise.written else "-test")]
+    assert graded.metadata["nbgrader"]["points"] == exercise.points
+    assert role(graded) == ("written" if exercise.written else "test")
+    if not exercise.written:
+        assert f'assert check("{number}", {function_name(number)}).passed' in graded.source
+        assert f"`{number} pass  {exercise.title}`" in card
+
+
+def test_notebooks_have_no_other_exercise():
+    known = {cell_id(number, part) for number in EXERCISES for part in ("", "-card", "-test")}
+    assert set(CELLS) <= known | {"scoreboard", "scoreboard-card"}
+
+
+def test_scoreboard_shows_states_and_sum():
+    empty = scoreboard("01").splitlines()
+    assert empty[0] == "1.1  Every parameter of a GPT-2         4 points  todo"
+    assert empty[5].endswith("read by a person") and empty[-1] == "checked here: 0 of 18 points"
+    check("1.1", ANSWERS["1.1"][0])
+    check("1.4", lambda *_: 3)
+    rows = scoreboard("01").splitlines()
+    assert rows[0].endswith("pass") and rows[3].endswith("fail") and rows[-1] == "checked here: 4 of 18 points"
+
+
+def test_unknown_numbers_are_named():
+    for number in ("9.9", "1.6", None):
+        with pytest.raises(CheckError, match="there is one for 1.1"):
+            check(number, print)
+    with pytest.raises(CheckError, match="choose from 01"):
+        scoreboard("05")
+
+
+def test_student_prints_stay_and_verdict_is_one_line():
+    with contextlib.redirect_stdout(io.StringIO()) as written:
+        verdict = check("1.1", lambda *_: 5)
+    assert written.getvalue() == f"{verdict}\n"
