@@ -1,4 +1,4 @@
-"""Answers to 01's exercises for test_exercises.py: one that is right in another way, and wrong ones with what is said."""
+"""Answers to 01's exercises, for test_exercises.py: a right one in another way, wrong ones with what is said."""
 
 from __future__ import annotations
 

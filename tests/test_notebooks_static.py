@@ -52,7 +52,7 @@ def good() -> NotebookNode:
 def exercises(count: int) -> list[NotebookNode]:
     """A coded exercise, a written one and the scoreboard, after `count` code cells."""
     helps = "<details><summary>Hint</summary>\n\nx\n\n</details>\n" * 3
-    card = f"### Exercise 1.1 · Double\n\n*5 minutes, easy, 2 points.* Graded: `double`.\n\n{helps}"
+    card = f"### Exercise 1.1 · Double\n\n*5 minutes, easy, 2 points, about 1 line.* Graded: `double`.\n\n{helps}"
     solution = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"
     test = "assert double(1) == 2\n### BEGIN HIDDEN TESTS\nassert double(3) == 6\n### END HIDDEN TESTS"
     cells = [

@@ -1,0 +1,255 @@
+"""Answers to 02's exercises, for test_exercises.py: a right one in another way, wrong ones with what is said."""
+
+from __future__ import annotations
+
+import torch
+from peft import IA3Config
+
+
+def config(targets, feedforward, **fields):
+    fields = {"task_type": "CAUSAL_LM", "fan_in_fan_out": True} | fields
+    return IA3Config(target_modules=targets, feedforward_modules=feedforward, **fields)
+
+
+PARTS = {"both": ["c_attn", "mlp.c_proj"], "attention": ["c_attn"], "feedforward": ["mlp.c_proj"]}
+
+
+def right_config(part, **fields):
+    return config(PARTS[part], [name for name in PARTS[part] if name == "mlp.c_proj"], **fields)
+
+
+def only(part, wrong):
+    """The right configurations, but for one part."""
+    return lambda asked: wrong() if asked == part else right_config(asked)
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def base_logits(model, ids):
+    with model.disable_adapter():
+        return logits(model, ids)
+
+
+def left_off(model, ids):
+    on = logits(model, ids)
+    model.base_model.disable_adapter_layers()
+    return torch.equal(on, logits(model, ids))
+
+
+def stream(documents, end):
+    return [token for document in documents for token in [*document, end]]
+
+
+def cut(tokens, length):
+    return [tokens[i : i + length] for i in range(0, len(tokens) - length + 1, length)]
+
+
+def pack_token_by_token(documents, length, end):
+    blocks = [[]]
+    for document in documents:
+        for token in (*document, end):
+            blocks[-1].append(token)
+            if len(blocks[-1]) == length:
+                blocks.append([])
+    return tuple(map(tuple, blocks[:-1]))
+
+
+def without_last_end(documents, length, end):
+    return cut(stream(documents, end)[:-1], length)
+
+
+def keeps_the_rest(documents, length, end):
+    whole = stream(documents, end)
+    return [whole[i : i + length] for i in range(0, len(whole), length)]
+
+
+def fills_the_rest(documents, length, end):
+    return [block + [end] * (length - len(block)) for block in keeps_the_rest(documents, length, end)]
+
+
+def alone(documents, length, end):
+    return [block for document in documents for block in cut([*document, end], length)]
+
+
+def pack_in_place(documents, length, end):
+    for document in documents:
+        document.append(end)
+    return cut(sum(documents, []), length)
+
+
+def labels_in_place(ids, mask):
+    ids[mask == 0] = -100
+    return ids
+
+
+def loop(make, zero=True, when="before", convert=float, rate=None, unfreeze=False, stop=0):
+    def overfit(model, ids, steps, asked):
+        if unfreeze:
+            model.requires_grad_(True)
+        optimizer = make([p for p in model.parameters() if p.requires_grad], rate or asked)
+        losses = []
+        for _ in range(steps - stop):
+            loss = model(input_ids=ids, labels=ids).loss
+            if zero:
+                optimizer.zero_grad(set_to_none=False)
+            loss.backward()
+            optimizer.step()
+            if when == "after":
+                loss = model(input_ids=ids, labels=ids).loss
+            losses.append(convert(loss))
+        return losses
+
+    return overfit
+
+
+def adam(parameters, rate):
+    return torch.optim.Adam(parameters, lr=rate)
+
+
+class Idle:
+    def __init__(self, parameters, rate):
+        pass
+
+    def zero_grad(self, **_):
+        pass
+
+    def step(self):
+        pass
+
+
+def cells(vectors, colour, layer=int):
+    found = {}
+    for key, vector in vectors.items():
+        number, role = key.split(".")
+        parts = vector.chunk(3) if role == "attention" else [vector]
+        for name, part in zip(["query", "key", "value"] if role == "attention" else [role], parts, strict=True):
+            found[layer(number), name] = float(colour(part - 1))
+    return max(found, key=found.get)
+
+
+def whole_vectors(vectors):
+    moves = {key: float((vector - 1).abs().mean()) for key, vector in vectors.items()}
+    layer, role = max(moves, key=moves.get).split(".")
+    return int(layer), "attention"
+
+
+def by_numpy(vectors):
+    best = (-1.0, None)
+    for key, vector in vectors.items():
+        layer, role = key.split(".")
+        table = abs(vector.numpy() - 1).reshape(3 if role == "attention" else 1, -1).mean(axis=1)
+        names = ["query", "key", "value"] if role == "attention" else ["feedforward"]
+        best = max(best, *((float(mean), [int(layer), name]) for mean, name in zip(table, names, strict=True)))
+    return best[1]
+
+
+ANSWERS = {
+    "2.1": (
+        lambda part: {
+            "both": lambda: config(["attn.c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
+            "attention": lambda: config(r".*\.attn\.c_attn", []),
+            "feedforward": lambda: config({"mlp.c_proj"}, {"mlp.c_proj"}),
+        }[part](),
+        [
+            (only("both", lambda: config(["c_attn", "c_proj"], ["c_proj"])), "73,728 numbers on GPT-2: bare c_proj"),
+            (only("both", lambda: config(["c_attn", "mlp.c_proj"], [])), "36,864 numbers on GPT-2: feedforward_mod"),
+            (only("both", lambda: config(["c_attn", "mlp.c_proj"], ["c_attn"])), "18,432 numbers on GPT-2: the roles"),
+            (only("both", lambda: config(["c_attn", "c_proj"], [])), "46,080 numbers on GPT-2: bare c_proj"),
+            (only("attention", lambda: config(["c_attn"], ["c_attn"])), "9,216 numbers on GPT-2: c_attn stands"),
+            (lambda part: right_config("both"), "the feed-forward layer is scaled too"),
+            (only("feedforward", lambda: config(["c_proj"], ["c_proj"])), "46,080 numbers on GPT-2: bare c_proj"),
+            (only("feedforward", lambda: config(["mlp.c_proj"], [])), "9,216 numbers on GPT-2: feedforward_modules"),
+            (only("feedforward", lambda: config(["mlp.c_fc"], [])), "right count, wrong place"),
+            (lambda part: right_config(part, task_type=None), "task_type must be CAUSAL_LM"),
+            (lambda part: config(["c_attn"], ["mlp.c_proj"]), "your code raises ValueError"),
+            (only("both", lambda: config(["key", "value"], [])), "peft refuses it"),
+            (lambda part: {"target_modules": PARTS[part]}, "an IA3Config is due, not a dict"),
+        ],
+    ),
+    "2.2": (
+        lambda model, ids: bool((base_logits(model, ids) == logits(model, ids)).all()),
+        [
+            (lambda model, ids: torch.allclose(logits(model, ids), base_logits(model, ids), atol=1e-4), "allclose"),
+            (lambda model, ids: torch.equal(logits(model, ids), logits(model, ids)), "while it is switched off"),
+            (lambda model, ids: not torch.equal(logits(model, ids), base_logits(model, ids)), "fresh adapter changes"),
+            (left_off, "still switched off"),
+            (lambda model, ids: logits(model, ids) == base_logits(model, ids), "True or False is due"),
+            (lambda model, ids: torch.equal(logits(model, ids), logits(model.base_model, ids)), "switched off"),
+        ],
+    ),
+    "2.3": (
+        pack_token_by_token,
+        [
+            (lambda documents, length, end: cut(sum(documents, []), length), "end-of-text tokens are missing"),
+            (without_last_end, "the last document has no"),
+            (lambda documents, length, end: cut([t for d in documents for t in [end, *d]], length), "comes first"),
+            (keeps_the_rest, "not full: leave it out"),
+            (fills_the_rest, "filled up"),
+            (lambda d, length, end: cut(stream(d, end), length)[:-1], "is full and is left out"),
+            (alone, "cut alone"),
+            (pack_in_place, "changed in place"),
+        ],
+    ),
+    "2.4": (
+        lambda ids, mask: torch.where(mask.bool(), ids, torch.tensor(-100)),
+        [
+            (lambda ids, mask: ids.masked_fill(ids == 0, -100), "every end-of-text token"),
+            (lambda ids, mask: ids.clone(), "padding is not masked"),
+            (lambda ids, mask: ids.masked_fill(mask == 1, -100), "turned round"),
+            (lambda ids, mask: ids.masked_fill(mask == 0, -100).roll(-1, 1), "are shifted"),
+            (lambda ids, mask: ids * mask, "label 0"),
+            (lambda ids, mask: ids.masked_fill(mask == 0, -1), "neither its own token"),
+            (labels_in_place, "changed in place"),
+            (lambda ids, mask: ids[:, 1:], "a shape is"),
+        ],
+    ),
+    "2.5": (
+        lambda start, rate, decay, steps: start if steps == 0 else decay_by_loop(start, rate, decay, steps),
+        [
+            (lambda start, rate, decay, steps: 1 + (start - 1) * (1 - rate * decay) ** steps, "goes to 1"),
+            (lambda start, rate, decay, steps: start * (1 - rate * decay), "one step"),
+            (lambda start, rate, decay, steps: start * (1 - rate * decay * steps), "straight line"),
+            (lambda start, rate, decay, steps: start * (1 - decay) ** steps, "rate is missing"),
+            (lambda start, rate, decay, steps: start * (1 - rate) ** steps, "decay is missing"),
+            (lambda start, rate, decay, steps: start, "nothing decays"),
+            (lambda start, rate, decay, steps: start * (1 + rate * decay) ** steps, "it grows"),
+        ],
+    ),
+    "2.6": (
+        loop(adam, convert=lambda loss: loss.detach().numpy().item()),
+        [
+            (loop(adam, zero=False), "gradients add up"),
+            (loop(lambda p, rate: torch.optim.AdamW(p, lr=rate)), "weight decay is 0.01"),
+            (loop(adam, rate=1e-3), "learning rate is not"),
+            (loop(lambda p, rate: torch.optim.SGD(p, lr=rate)), "plain gradient descent"),
+            (loop(adam, when="after"), "after each step"),
+            (loop(Idle), "nothing is learned"),
+            (loop(adam, convert=lambda loss: loss.detach()[None]), "a list of floats"),
+            (loop(adam, unfreeze=True), "frozen weights have moved"),
+            (loop(adam, stop=1), "one loss for each step"),
+            (loop(lambda p, rate: torch.optim.RMSprop(p, lr=rate)), "not those of AdamW"),
+        ],
+    ),
+    "2.7": (
+        by_numpy,
+        [
+            (lambda vectors: cells(vectors, lambda move: move.mean()), "cancel"),
+            (lambda vectors: cells(vectors, lambda move: move.abs().max()), "one unit decides"),
+            (lambda vectors: cells(vectors, lambda move: move.abs().sum()), "favours the longest"),
+            (whole_vectors, "three groups"),
+            (lambda vectors: cells(vectors, lambda move: move.abs().mean(), layer=str), "make it an integer"),
+            (lambda vectors: cells(vectors, lambda move: -move.abs().mean()), "moved the least"),
+            (lambda vectors: (0, "query"), "another cell"),
+            (lambda vectors: "value", "a pair is due"),
+        ],
+    ),
+}
+
+
+def decay_by_loop(start, rate, decay, steps):
+    for _ in range(steps):
+        start -= rate * decay * start
+    return start
