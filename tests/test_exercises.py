@@ -90,7 +90,7 @@ def test_equivalent_answer_passes(number):
     hidden_test(number, equivalent)
 
 
-WRONG = [(number, place) for number in CODED for place in range(len(ANSWERS[number][1]))]
+WRONG = [(number, place) for number, (_, wrong) in ANSWERS.items() for place in range(len(wrong))]
 
 
 @pytest.mark.parametrize(("number", "place"), WRONG)

@@ -102,16 +102,16 @@ def only_figures(notebook: NotebookNode) -> None:
         cell.outputs = copy.deepcopy(notebook.cells[4].outputs)
 
 
-def part(notebook: NotebookNode, grade_id: str) -> NotebookNode:
-    return next(cell for cell in notebook.cells if cell.id == grade_id)
+def part(notebook: NotebookNode, cell_id: str) -> NotebookNode:
+    return next(cell for cell in notebook.cells if cell.id == cell_id)
 
 
-def change_grading(notebook: NotebookNode, grade_id: str, **fields: object) -> None:
-    part(notebook, grade_id).metadata["nbgrader"].update(fields)
+def change_grading(notebook: NotebookNode, cell_id: str, **fields: object) -> None:
+    part(notebook, cell_id).metadata["nbgrader"].update(fields)
 
 
-def drop(notebook: NotebookNode, grade_id: str) -> None:
-    notebook.cells.remove(part(notebook, grade_id))
+def drop(notebook: NotebookNode, cell_id: str) -> None:
+    notebook.cells.remove(part(notebook, cell_id))
 
 
 BREAKS = {
@@ -160,7 +160,7 @@ BREAKS = {
     "no outputs": (rules.mostly_compared, lambda n: [c.update(outputs=[]) for c in rules.code_cells(n)]),
     "skipped level": (rules.headings_in_order, lambda n: n.cells[1].update(source="### Too deep")),
     "no title": (rules.headings_in_order, lambda n: n.cells[0].update(source="Title")),
-    "second title": (rules.headings_in_order, lambda n: n.cells[-1].update(source="# Another")),
+    "second title": (rules.headings_in_order, lambda n: n.cells[44].update(source="# Another")),
     "figure without alt": (rules.figures_have_alt, lambda n: add_output(n, "display_data", {"image/png": "aaaa"})),
     "empty alt": (rules.figures_have_alt, lambda n: n.cells[4].outputs[0].metadata["image/png"].update(alt=" ")),
     "exercises in the place of a lesson": (rules.cell_number, lambda n: n.cells.__delitem__(slice(2, 8))),

@@ -64,7 +64,7 @@ def check_scaled_qkv(answer: Answer, seed: int) -> None:
             ("the bias is not scaled: the vector multiplies all that c_attn puts out, (xW + b) * l", tuple(late)),
             ("the bias is missing", scaled_thirds(x, weight, none, [one, k, v])),
             ("the two vectors are swapped: l_k scales the keys", scaled_thirds(x, weight, bias, [one, v, k])),
-            ("the thirds are in another order: c_attn puts out query, key, value", (query * k, key * v, value)),
+            ("the thirds are in another order: c_attn puts out query, key, value", (plain[0] * k, plain[1] * v, plain[2])),
             ("the query is scaled too: the paper leaves it alone", (query * k, key, value)),
             ("nothing is scaled", plain),
             ("the vectors are added: they multiply", (plain[0], plain[1] + k, plain[2] + v)),
@@ -106,11 +106,12 @@ def check_feedforward(answer: Answer, seed: int) -> None:
 def check_ia3_count(answer: Answer, seed: int) -> None:
     """1.4: the (IA)³ vectors of any configuration."""
     draw = Draw(seed)
-    for layers, d in ((12, 768), (draw.integer(2, 30), 8 * draw.integer(2, 90))):
+    for layers, d in ((draw.integer(2, 30), 8 * draw.integer(2, 90)), (12, 768)):
         for inner in (4 * d, 3 * d + 8):
             for queries in (True, False):
                 right = sum((3 if queries else 2) * d + inner for _ in range(layers))
                 traps = [
+                    ("that is GPT-2 whatever is asked for: compute it from the arguments", 64_512),
                     ("the count ignores `queries`: without them c_attn takes 2d numbers", layers * (3 * d + inner)),
                     ("the count ignores `inner`: it need not be 4d", layers * ((2 + queries) * d + 4 * d)),
                     ("that is one block: multiply by the layers", (2 + queries) * d + inner),
