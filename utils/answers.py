@@ -33,6 +33,10 @@ class Draw:
         """A tensor of integers in low, ..., high."""
         return torch.randint(low, high + 1, shape, generator=self.generator)
 
+    def order(self, count: int) -> list[int]:
+        """0, ..., count - 1 in random order."""
+        return torch.randperm(count, generator=self.generator).tolist()
+
     def normal(self, *shape: int) -> Tensor:
         """A float32 tensor of standard normal numbers."""
         return torch.randn(shape, generator=self.generator)

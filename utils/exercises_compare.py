@@ -1,1 +1,249 @@
-CHECKS = {}
+"""The checks of notebook 04's exercises: `CHECKS[number](answer, seed)` returns, or raises `Wrong` or `NotYet`.
+
+Reached through `checks.check()`. Not for: the exercises' texts and model answers, which stand in the notebook.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from utils.answers import Draw, expect, integer, kind, plain, untouched
+from utils.checks import Answer, Wrong
+
+MATRICES = {"c_attn": (1, 3), "attn.c_proj": (1, 1), "mlp.c_fc": (1, 4), "mlp.c_proj": (4, 1)}  # (in, out) in widths
+SETTINGS = {"base": ["a1", "b2"], "blocks": [900, 3800], "steps": [200, 400], "bf16": [True, False], "seed": [0, 1]}
+Z = 1.959963984540054  # 97.5 % of a standard normal lie below
+
+
+def check_lora_count(answer: Answer, seed: int) -> None:
+    """4.1: LoRA of any rank on any of GPT-2's matrices."""
+    draw = Draw(seed)
+    names = list(MATRICES)
+    for targets in (["mlp.c_fc", "c_attn"], [names[draw.integer(0, 3)]], names):
+        layers, d, rank = draw.integer(2, 9), 8 * draw.integer(3, 9), draw.integer(2, 7)
+        sizes = [(d * MATRICES[name][0], d * MATRICES[name][1]) for name in targets]
+        right = sum(rank * a + b * rank for _ in range(layers) for a, b in sizes)
+        traps = [
+            ("that is one block: multiply by the layers", right // layers),
+            ("the rank is missing: A has `rank` rows, B `rank` columns", right // rank),
+            ("that is the matrix itself: A and B stand in its place", layers * sum(a * b for a, b in sizes)),
+            ("that is rank * in * out: A and B lie beside each other", rank * layers * sum(a * b for a, b in sizes)),
+            ("only A is counted, which has `rank` rows of in numbers", layers * rank * sum(a for a, _ in sizes)),
+            ("only B is counted, which has out rows of `rank` numbers", layers * rank * sum(b for _, b in sizes)),
+            ("every matrix is taken to be (d, d)", layers * rank * 2 * d * len(sizes)),
+            ("the targets are ignored: that is c_attn", layers * rank * 4 * d),
+            ("LoRA adds no bias", right + layers * sum(b for _, b in sizes)),
+        ]
+        expect(integer(untouched(answer, layers, d, rank, targets)), right, traps, "it is not the sum of A and B")
+
+
+def fair_pairs(runs: list[dict], same: tuple[str, ...] = tuple(SETTINGS), other: tuple[str, ...] = ("method",)) -> list:
+    """[i, j], i < j, of runs that agree in all of `same` and differ in all of `other`."""
+    return [
+        [i, j]
+        for i, j in itertools.combinations(range(len(runs)), 2)
+        if all(runs[i][key] == runs[j][key] for key in same) and all(runs[i][key] != runs[j][key] for key in other)
+    ]
+
+
+def random_runs(draw: Draw) -> list[dict]:
+    """A dozen runs; for each setting a pair that differs in nothing else, and pairs that are fair."""
+    rates = {"ia3": 0.01, "lora": 0.003, "full": 0.0005}
+    first = {key: values[draw.integer(0, 1)] for key, values in SETTINGS.items()}
+    runs = [{"method": method, "learning_rate": rates[method]} | first for method in rates]
+    runs.append(runs[0] | {"learning_rate": 0.02})  # one method twice
+    runs.append(runs[1] | {"learning_rate": 0.01})  # at the rate of the first
+    for key, values in SETTINGS.items():
+        runs.append(runs[draw.integer(0, 2)] | {key: next(value for value in values if value != first[key])})
+    return [runs[i] for i in draw.order(len(runs))]
+
+
+def check_fair_pairs(answer: Answer, seed: int) -> None:
+    """4.2: the pairs of runs that may be compared."""
+    draw = Draw(seed)
+    for _ in range(2):
+        runs = random_runs(draw)
+        settings = tuple(SETTINGS)
+        without = {key: tuple(name for name in settings if name != key) for key in settings}
+        traps = [
+            ("a shared learning rate is asked for: the rate is the one setting that must not be shared",
+             fair_pairs(runs, (*settings, "learning_rate"))),
+            ("two runs of one method are no comparison of methods", fair_pairs(runs, other=())),
+            ("two runs of one method are no comparison of methods", fair_pairs(runs, other=("learning_rate",))),
+            *((f"`{key}` is not looked at: it must be the same", fair_pairs(runs, kept))
+              for key, kept in without.items()),
+            ("nothing is looked at but the method", fair_pairs(runs, ())),
+            ("each pair is there twice: smaller index first, and once",
+             [list(p) for i, j in fair_pairs(runs) for p in ((i, j), (j, i))]),
+            ("the larger index comes first", [[j, i] for i, j in fair_pairs(runs)]),
+        ]  # fmt: skip
+        found = plain(untouched(answer, runs))
+        if type(found) is not list or any(type(pair) is not list or len(pair) != 2 for pair in found):
+            raise Wrong(f"a list of pairs (i, j) is due, not a {kind(found)}")
+        right = sorted(fair_pairs(runs))
+        traps = [(cause, sorted(wrong)) for cause, wrong in traps]
+        expect(_in_order(found), right, traps, "the pairs are not those that differ in method and rate only")
+
+
+def _in_order(pairs: list) -> list:
+    """Pairs sorted; as they came where they cannot be sorted."""
+    try:
+        return sorted(pairs)
+    except TypeError:
+        return pairs
+
+
+def wilson(hits: int, n: int, z: float = Z) -> list[float]:
+    """Where the distance between share and p is z standard errors of p: the roots in p, by bisection."""
+    share, bounds = hits / n, []
+    for inside, outside in ((share, 0.0), (share, 1.0)):
+        for _ in range(100):
+            p = (inside + outside) / 2
+            within = (share - p) ** 2 <= z * z * p * (1 - p) / n
+            inside, outside = (p, outside) if within else (inside, p)
+        bounds.append(inside)
+    return bounds
+
+
+def check_interval(answer: Answer, seed: int) -> None:
+    """4.3: Wilson's 95 % interval of a share."""
+    draw = Draw(seed)
+    middle, n = draw.integer(20, 90), draw.integer(100, 300)
+    for hits, of in ((middle, n), (draw.integer(7, 9), 10), (0, 20), (20, 20)):
+        share = hits / of
+        error = math.sqrt(share * (1 - share) / of)
+        low, high = right = wilson(hits, of)
+        centre, half = (share + Z * Z / (2 * of)), Z * math.sqrt(share * (1 - share) / of + Z * Z / (4 * of * of))
+        traps = [
+            ("that is share +- 1.96 standard errors: near 0 and 1 it leaves [0, 1] or has no width",
+             [share - Z * error, share + Z * error]),
+            ("that is share +- 1.96 standard errors, cut off: at 0 and 1 it has no width",
+             [max(0.0, share - Z * error), min(1.0, share + Z * error)]),
+            ("the division by 1 + z^2 / n is missing", [centre - half, centre + half]),
+            ("in per cent: a share lies between 0 and 1", [100 * low, 100 * high]),
+            ("one standard error wide: 95 % needs z = 1.96", wilson(hits, of, 1.0)),
+            ("z is 1.64: that leaves out 5 % on each side", wilson(hits, of, 1.6448536)),
+            ("high comes before low", [high, low]),
+            ("centre and half width are due as low and high", [(low + high) / 2, (high - low) / 2]),
+        ]  # fmt: skip
+        found = plain(answer(hits, of))
+        if type(found) is not list or len(found) != 2 or any(type(bound) not in (int, float) for bound in found):
+            raise Wrong("a pair of numbers is due: low and high")
+        if not (math.isfinite(found[0]) and math.isfinite(found[1])):
+            raise Wrong("a bound is NaN or infinite")
+        found = [float(bound) for bound in found]
+        for cause, wrong in [("", right), *traps]:
+            if all(abs(a - b) < 5e-4 for a, b in zip(found, wrong, strict=True)):
+                if cause:
+                    raise Wrong(cause)
+                break
+        else:
+            raise Wrong("these are not the bounds of Wilson's interval")
+
+
+def undominated(points: list[tuple[float, float]]) -> list[int]:
+    """Indices by rising cost of the points that no other one beats (costs no more, is worth no less)."""
+    kept = [
+        i
+        for i, (cost, value) in enumerate(points)
+        if not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
+    ]
+    return sorted(kept, key=lambda i: points[i][0])
+
+
+def hull(points: list[tuple[float, float]]) -> list[int]:
+    """The part of the front that a straight mix of two others does not beat."""
+    front = undominated(points)
+    while True:
+        below = [
+            b
+            for a, b, c in zip(front, front[1:], front[2:], strict=False)
+            if (points[b][1] - points[a][1]) * (points[c][0] - points[a][0])
+            < (points[c][1] - points[a][1]) * (points[b][0] - points[a][0])
+        ]
+        if not below:
+            return front
+        front.remove(below[0])
+
+
+def check_front(answer: Answer, seed: int) -> None:
+    """4.4: the Pareto front, cost low and value high."""
+    draw = Draw(seed)
+    for _ in range(2):
+        costs = [10 * i + draw.integer(1, 8) for i in range(9)]
+        values = [0.30, 0.45, 0.40, 0.50, 0.48, 0.80, 0.65, 0.62, 0.85]
+        values = [value + draw.integer(0, 9) / 1000 for value in values]
+        points = [(costs[i], values[i]) for i in range(9)] + [(costs[5], values[5] - 0.1), (costs[7], values[5])]
+        points = [points[i] for i in draw.order(len(points))]
+        right = undominated(points)
+        best = max(range(len(points)), key=lambda i: points[i][1])
+        cheap = min(range(len(points)), key=lambda i: points[i][0])
+        order = sorted(range(len(points)), key=lambda i: points[i][0])
+        rising = [j for i, j in zip(order, order[1:], strict=False) if points[j][1] > points[i][1]]
+        traps = [
+            ("by rising index: sort by cost", sorted(right)),
+            ("by falling cost: the cheapest comes first", right[::-1]),
+            ("that is the best value alone: cheaper points are on the front, too", [best]),
+            ("that is the cheapest point alone", [cheap]),
+            ("high cost counts as good", undominated([(-cost, value) for cost, value in points])[::-1]),
+            ("low value counts as good", undominated([(cost, -value) for cost, value in points])),
+            ("each point is compared with its neighbour only: all cheaper points count", [order[0], *rising]),
+            ("the convex hull: a point below the straight line between two others is on the front as well",
+             hull(points)),
+            ("every point is there", order),
+            ("points are returned: indices are due", [list(points[i]) for i in right]),
+        ]  # fmt: skip
+        found = plain(untouched(answer, points))
+        if type(found) is not list:
+            raise Wrong(f"a list of indices is due, not a {kind(found)}")
+        expect(found, right, traps, "some point that is beaten is there, or one that is not is missing")
+
+
+def judged(low: float, high: float, n: int, claimed: float) -> str:
+    """The verdict on "at least `claimed`" from our interval over n runs."""
+    if n < 2:
+        return "cannot tell"
+    return "holds" if claimed <= low else "does not hold" if high < claimed else "cannot tell"
+
+
+def check_verdict(answer: Answer, seed: int) -> None:
+    """4.5: the verdict on a claim "at least so much"."""
+    draw = Draw(seed)
+    middle = draw.integer(40, 60) / 100
+    tries = [(middle - 0.3, middle + 0.05), (middle - 0.05, middle + 0.3)]
+    cases = [(low, high, 5, middle) for low, high in tries]
+    cases += [(middle + 0.01, middle + 0.2, 3, middle), (middle - 0.2, middle - 0.01, 3, middle)]
+    cases += [(middle + 0.1, middle + 0.1, 1, middle), (middle - 0.1, middle - 0.1, 1, middle)]
+    found = [plain(answer(*case)) for case in cases]
+    if any(word not in ("holds", "does not hold", "cannot tell") for word in found):
+        raise Wrong('one of "holds", "does not hold", "cannot tell" is due')
+
+    def all_by(rule: object) -> list[str]:
+        return [rule(*case) for case in cases]
+
+    def by_mean(low: float, high: float, n: int, claimed: float) -> str:
+        return "holds" if (low + high) / 2 >= claimed else "does not hold"
+
+    turned = {"holds": "does not hold", "does not hold": "holds", "cannot tell": "cannot tell"}
+    traps = [
+        ("the middle of the interval decides: where the interval contains the claim, nobody can tell", all_by(by_mean)),
+        ("one run has no interval: nobody can tell", all_by(lambda low, high, n, c: judged(low, high, 2, c))),
+        ("the verdicts are turned round: the claim is AT LEAST", [turned[word] for word in all_by(judged)]),
+        ("the upper end decides: chance may have helped", all_by(lambda low, high, n, c: judged(high, high, n, c))),
+        ("what contains the claim is taken for agreement",
+         all_by(lambda low, high, n, c: "holds" if n > 1 and low <= c <= high else judged(low, high, n, c))),
+        ("what is not proven is taken to be wrong",
+         all_by(lambda low, high, n, c: "holds" if n > 1 and c <= low else "does not hold")),
+        ("the same verdict for everything", [found[0]] * len(cases)),
+    ]  # fmt: skip
+    expect(found, all_by(judged), traps, "a verdict does not follow from the interval")
+
+
+CHECKS = {
+    "4.1": check_lora_count,
+    "4.2": check_fair_pairs,
+    "4.3": check_interval,
+    "4.4": check_front,
+    "4.5": check_verdict,
+}

@@ -64,7 +64,10 @@ def check_scaled_qkv(answer: Answer, seed: int) -> None:
             ("the bias is not scaled: the vector multiplies all that c_attn puts out, (xW + b) * l", tuple(late)),
             ("the bias is missing", scaled_thirds(x, weight, none, [one, k, v])),
             ("the two vectors are swapped: l_k scales the keys", scaled_thirds(x, weight, bias, [one, v, k])),
-            ("the thirds are in another order: c_attn puts out query, key, value", (plain[0] * k, plain[1] * v, plain[2])),
+            (
+                "the thirds are in another order: c_attn puts out query, key, value",
+                (plain[0] * k, plain[1] * v, plain[2]),
+            ),
             ("the query is scaled too: the paper leaves it alone", (query * k, key, value)),
             ("nothing is scaled", plain),
             ("the vectors are added: they multiply", (plain[0], plain[1] + k, plain[2] + v)),

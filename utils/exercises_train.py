@@ -287,7 +287,7 @@ def check_heatmap(answer: Answer, seed: int) -> None:
             vectors[f"{layer}.attention"] = 1 + 0.02 * draw.normal(3 * d)
             vectors[f"{layer}.feedforward"] = 1 + 0.02 * draw.normal(4 * d)
         to_and_fro = 0.3 * (-1.0) ** torch.arange(4 * d)  # far from 1, and 0 on average
-        layers = [int(i) for i in torch.randperm(11, generator=draw.generator)[:4]]
+        layers = draw.order(11)[:4]
         if group == "feedforward":
             vectors[f"{layers[0]}.feedforward"] = 1 + to_and_fro
         else:
