@@ -71,6 +71,8 @@ def check_fair_pairs(answer: Answer, seed: int) -> None:
              fair_pairs(runs, (*settings, "learning_rate"))),
             ("two runs of one method are no comparison of methods", fair_pairs(runs, other=())),
             ("two runs of one method are no comparison of methods", fair_pairs(runs, other=("learning_rate",))),
+            ("pairs with one and the same rate are left out: it may be the same by chance",
+             fair_pairs(runs, other=("method", "learning_rate"))),
             *((f"`{key}` is not looked at: it must be the same", fair_pairs(runs, kept))
               for key, kept in without.items()),
             ("nothing is looked at but the method", fair_pairs(runs, ())),
@@ -83,7 +85,7 @@ def check_fair_pairs(answer: Answer, seed: int) -> None:
             raise Wrong(f"a list of pairs (i, j) is due, not a {kind(found)}")
         right = sorted(fair_pairs(runs))
         traps = [(cause, sorted(wrong)) for cause, wrong in traps]
-        expect(_in_order(found), right, traps, "the pairs are not those that differ in method and rate only")
+        expect(_in_order(found), right, traps, "the pairs are not those of two methods under the same settings")
 
 
 def _in_order(pairs: list) -> list:
