@@ -169,7 +169,7 @@ ANSWERS = {
             (lambda low, high, n, c: verdict(low, high, 2, c), "one run has no interval"),
             (lambda low, high, n, c: TURNED[verdict(low, high, n, c)], "turned round"),
             (lambda low, high, n, c: verdict(high, high, n, c), "the upper end"),
-            (lambda low, high, n, c: "holds" if n > 1 and high >= c else verdict(low, high, n, c), "agreement"),
+            (lambda low, high, n, c: "holds" if n > 1 and high >= c else verdict(low, high, n, c), "the upper end"),
             (lambda low, high, n, c: "holds" if n > 1 and low >= c else "does not hold", "not proven"),
             (lambda low, high, n, c: "cannot tell", "the same verdict"),
             (lambda low, high, n, c: low >= c, "one of"),

@@ -139,10 +139,10 @@ ANSWERS = {
         [
             (lambda x, w, l: orders(*low(x, w, l)).abs().mean().item(), "mean distance"),
             (lambda x, w, l: orders(x, w, l).abs().max().item(), "that is float32"),
-            (rounded_only, "the products are not"),
+            (rounded_only, "products themselves"),
             (from_float32, "distance from float32"),
             (results_only, "only the results are rounded"),
-            (lambda x, w, l: 0.0, "the same one"),
+            (lambda x, w, l: 0.0, "there is no distance"),
             (lambda x, w, l: orders(*low(x, w, l)), "one number is due"),
             (lambda x, w, l: orders(*low(x, w, l)).abs().max().item() * 1.1, "it is not the largest distance"),
         ],

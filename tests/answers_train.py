@@ -200,7 +200,7 @@ ANSWERS = {
             (lambda ids, mask: ids.clone(), "padding is not masked"),
             (lambda ids, mask: ids.masked_fill(mask == 1, -100), "turned round"),
             (lambda ids, mask: ids.masked_fill(mask == 0, -100).roll(-1, 1), "are shifted"),
-            (lambda ids, mask: ids * mask, "label 0"),
+            (lambda ids, mask: ids * mask - 1 + mask, "neither its own token"),
             (lambda ids, mask: ids.masked_fill(mask == 0, -1), "neither its own token"),
             (labels_in_place, "changed in place"),
             (lambda ids, mask: ids[:, 1:], "a shape is"),

@@ -116,9 +116,12 @@ def test_hidden_test_rejects_wrong_answers_with_a_reason(number):
     assert rejected == len(ANSWERS[number][1]) >= 4
 
 
-@pytest.mark.parametrize("number", CODED)
+@pytest.mark.parametrize("number", [number for number in CODED if number != "2.1"])
 def test_hidden_test_has_inputs_of_its_own(number):
-    """An answer that was right for the visible check's inputs, and knows no others, fails the hidden test."""
+    """An answer that was right for the visible check's inputs, and knows no others, fails the hidden test.
+
+    Exercise 2.1 has three inputs in all, and both tests use all of them.
+    """
     seen, right = set(), model_answer(number)
 
     def parrot(*arguments):

@@ -20,7 +20,7 @@ def check_lora_count(answer: Answer, seed: int) -> None:
     """4.1: LoRA of any rank on any of GPT-2's matrices."""
     draw = Draw(seed)
     names = list(MATRICES)
-    for targets in (["mlp.c_fc", "c_attn"], [names[draw.integer(0, 3)]], names):
+    for targets in (["mlp.c_fc", "c_attn", "attn.c_proj"], [names[draw.integer(0, 3)]], names):
         layers, d, rank = draw.integer(2, 9), 8 * draw.integer(3, 9), draw.integer(2, 7)
         sizes = [(d * MATRICES[name][0], d * MATRICES[name][1]) for name in targets]
         right = sum(rank * a + b * rank for _ in range(layers) for a, b in sizes)
@@ -174,14 +174,14 @@ def check_front(answer: Answer, seed: int) -> None:
     draw = Draw(seed)
     for _ in range(2):
         costs = [10 * i + draw.integer(1, 8) for i in range(9)]
-        values = [0.30, 0.45, 0.40, 0.50, 0.48, 0.80, 0.65, 0.62, 0.85]
+        values = [0.40, 0.30, 0.45, 0.42, 0.44, 0.80, 0.65, 0.90, 0.70]
         values = [value + draw.integer(0, 9) / 1000 for value in values]
         points = [(costs[i], values[i]) for i in range(9)] + [(costs[5], values[5] - 0.1), (costs[7], values[5])]
         points = [points[i] for i in draw.order(len(points))]
         right = undominated(points)
         best = max(range(len(points)), key=lambda i: points[i][1])
         cheap = min(range(len(points)), key=lambda i: points[i][0])
-        order = sorted(range(len(points)), key=lambda i: points[i][0])
+        order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
         rising = [j for i, j in zip(order, order[1:], strict=False) if points[j][1] > points[i][1]]
         traps = [
             ("by rising index: sort by cost", sorted(right)),
@@ -233,8 +233,6 @@ def check_verdict(answer: Answer, seed: int) -> None:
         ("one run has no interval: nobody can tell", all_by(lambda low, high, n, c: judged(low, high, 2, c))),
         ("the verdicts are turned round: the claim is AT LEAST", [turned[word] for word in all_by(judged)]),
         ("the upper end decides: chance may have helped", all_by(lambda low, high, n, c: judged(high, high, n, c))),
-        ("what contains the claim is taken for agreement",
-         all_by(lambda low, high, n, c: "holds" if n > 1 and low <= c <= high else judged(low, high, n, c))),
         ("what is not proven is taken to be wrong",
          all_by(lambda low, high, n, c: "holds" if n > 1 and c <= low else "does not hold")),
         ("the same verdict for everything", [found[0]] * len(cases)),

@@ -183,7 +183,6 @@ def check_labels(answer: Answer, seed: int) -> None:
             ("the padding is not masked", ids.clone()),
             ("the mask is turned round: it is 1 where there is text", ids.masked_fill(mask == 1, -100)),
             ("the labels are shifted: GPT-2 shifts them itself", torch.roll(right, -1, 1)),
-            ("the padding has the label 0: only -100 is left out of the loss", ids * mask),
         ]
         found = tensors(untouched(answer, ids, mask))
         traps = [(cause, (wrong,)) for cause, wrong in traps]
@@ -203,7 +202,7 @@ def decayed(start: float, rate: float, decay: float, steps: int) -> float:
 def check_decay(answer: Answer, seed: int) -> None:
     """2.5: one factor under weight decay alone."""
     draw = Draw(seed)
-    for start in (1.0, draw.integer(120, 180) / 100, draw.integer(30, 80) / 100):
+    for start in (draw.integer(120, 180) / 100, draw.integer(30, 80) / 100, 1.0):
         rate, decay, steps = draw.integer(1, 5) / 100, draw.integer(1, 5) / 10, draw.integer(20, 60)
         right = decayed(start, rate, decay, steps)
         traps = [
@@ -234,7 +233,7 @@ def losses_of(model: PeftModel, ids: Tensor, steps: int, rate: float, make: Call
 
 def check_overfit(answer: Answer, seed: int) -> None:
     """2.6: a loop that trains the vectors, and only these, on one batch."""
-    draw, steps, rate = Draw(seed), 8, 0.05
+    draw, steps, rate = Draw(seed), 12, 0.1
     ids = draw.integers(0, 39, 2, 6)
 
     def run(make: Callable, zero: bool = True, steps: int = steps) -> list[float]:
@@ -263,7 +262,7 @@ def check_overfit(answer: Answer, seed: int) -> None:
     ]  # fmt: skip
     if len(found) != steps:
         raise Wrong("one loss for each step is due")
-    expect(found, right, traps, "the losses are not those of AdamW on the vectors, weight decay 0", 1e-3)
+    expect(found, right, traps, "the losses are not those of AdamW on the vectors, weight decay 0", 1e-4)
 
 
 def mean_moves(vectors: dict[str, Tensor], move: Callable = lambda part: (part - 1).abs().mean()) -> dict:
@@ -296,7 +295,7 @@ def check_heatmap(answer: Answer, seed: int) -> None:
             vectors[f"{layers[3]}.feedforward"] += 0.13 * (-1.0) ** torch.arange(4 * d)  # the largest sum
             vectors[f"{layers[1]}.attention"] += 0.15 * (-1.0) ** torch.arange(3 * d)  # the largest whole vector
         vectors[f"{layers[1]}.attention"][d : 2 * d] = 1.1  # the largest signed mean
-        vectors[f"{layers[2]}.attention"][0] = 1.7  # the largest single factor
+        vectors[f"{layers[2]}.attention"][0] = 0.3  # the largest single factor
         right = farthest(vectors)
         traps = [
             ("moves up and down cancel: take the distance from 1 of each factor, then the mean",
