@@ -29,7 +29,6 @@ sys.path.insert(0, str(ROOT))
 from utils.ablations import ABLATIONS, measure_ablation  # noqa: E402
 from utils.adapters import METHODS, AdapterLibrary, load_base, scaling_vectors  # noqa: E402
 from utils.comparison import (  # noqa: E402
-    COMPARED,
     Bench,
     chosen_rates,
     measure_run,
@@ -235,7 +234,7 @@ def sweep_seed(bench: Bench, seed: int) -> list[dict]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(COMPARED), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--only", choices=("sweep", "runs", "ablations", "dial", "cost"))
     parser.add_argument("--share", default="1/1", help="2/3: the second of three processes that share the runs")

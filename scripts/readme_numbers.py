@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.adapters import METHODS  # noqa: E402
-from utils.comparison import COMPARED, misfit, summarise  # noqa: E402
+from utils.comparison import misfit, summarise  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402
 from utils.runs import RunError, RunRecord, environment, load_runs, write_json  # noqa: E402
 
@@ -122,7 +122,7 @@ def _profile_runs(assets: Path, name: str) -> str:
     excluded += sorted(reasons)
     if excluded:
         raise RunError(f"README.md cannot be written from these records: {'; '.join(excluded)}")
-    records = [record for method in COMPARED for record in records if record.method == method != "base"]
+    records = [record for method in METHODS for record in records if record.method == method != "base"]
     records = [record for record in records if record.task == "positive"]
     if not records:
         return f"{heading} not measured.\n"

@@ -2,7 +2,8 @@
 
 For: figures that are read in five seconds: labelled axes with units, direct labels where they fit.
 Not for: computing anything but means over seeds; numbers come from run records and `evaluation.py`. Colours and
-`show` are in `style.py`, the strength dial in `dial_plot.py`; both can be had from here too.
+`show` are in `style.py`, the strength dial in `dial_plot.py`, 04's other figures in `comparison_plots.py`; all can be
+had from here too.
 
 Each function takes an optional `Axes` and returns it; `show(axes.figure, "alt text")` puts it into the notebook.
 """
@@ -20,16 +21,16 @@ from matplotlib.colors import TwoSlopeNorm
 from torch import Tensor
 
 from utils.adapters import METHODS
+from utils.comparison_plots import cost_bars, few_shot_curves, interval_rows, rate_curves
 from utils.dial_plot import dial_figure
 from utils.runs import METRICS, Estimate, RunRecord, pareto_front
-from utils.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, STYLES, apply_style, new_axes, show
+from utils.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, STYLES, WHITE, apply_style, new_axes, show
 
 __all__ = [
-    "apply_style", "cost_vs_quality", "dial_figure", "learning_curves", "lengths_histogram", "loss_curve",
-    "parameter_bar", "show", "unit_map", "vector_heatmap",
+    "apply_style", "cost_bars", "cost_vs_quality", "dial_figure", "few_shot_curves", "interval_rows",
+    "learning_curves", "lengths_histogram", "loss_curve", "parameter_bar", "rate_curves", "show", "unit_map",
+    "vector_heatmap",
 ]  # fmt: skip
-
-WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # behind a label that may cross a line
 
 
 def lengths_histogram(
