@@ -103,7 +103,9 @@ def study_rows(records: Iterable[RunRecord], study: str, task: str = "positive")
     `loss_change` is the loss on test reviews of `task` minus the base's on the same blocks, in nats per token.
     """
     after, before = f"test_loss_{task}", f"base_test_loss_{task}"
+    order = [ablation.variant for ablation in ABLATIONS]
     chosen = [record for record in records if record.config["study"] == study and record.task == task]
+    chosen.sort(key=lambda record: order.index(record.config["variant"]))
     return [
         {"label": f"{row['variant']} ({row['trainable']:,})", "loss_change": row[after].value - row[before].value}
         | {key: row[key] for key in ("variant", "trainable", "positivity")}

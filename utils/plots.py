@@ -151,7 +151,7 @@ def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axe
     """Change of the held-out loss (nats per token) against the step: a bold line per method, a thin one per seed.
 
     The base's loss is the lowest one at step 0: a method that does not start as the base (prefix tuning) starts far
-    above it. What is further above it than the lowest point is below is not shown.
+    above it. What is far above it is not shown.
     """
     ax, methods = new_axes(ax), defaultdict(list)
     points = [{row["step"]: row["eval_loss"] for row in r.history if "eval_loss" in row} for r in records]
@@ -170,7 +170,7 @@ def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axe
     low, high = ax.get_ylim()
     lowest = min((loss for runs in methods.values() for run in runs for loss in run.values()), default=0)
     if lowest < 0:
-        ax.set_ylim(1.1 * lowest, min(high, -lowest))
+        ax.set_ylim(1.1 * lowest, min(high, -1.5 * lowest))
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xlabel="optimiser step", ylabel="held-out loss, minus the base's\n(nats/token)")
     ax.legend(fontsize=9)
