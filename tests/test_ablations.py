@@ -185,3 +185,4 @@ def test_few_reviews_are_joined_by_the_whole_run_of_the_same_seed():
     points = [(row["method"], row["train_reviews"]) for row in rows]
     assert points == [(m, n) for m in ("ia3", "full") for n in (8, 32, 1500)]
     assert all(row["positivity"].n == 9 for row in rows)  # one seed: the run's own interval
+    assert all(row["loss_change"] == pytest.approx(-0.1) for row in rows)

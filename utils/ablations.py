@@ -53,6 +53,7 @@ ABLATIONS = (
     *(Ablation("few-shot", f"{n} reviews", method, reviews=n) for n in FEW for method in ("ia3", "lora", "full")),
     Ablation("gradient", "chosen by gradient"),
     Ablation("together", "with LoRA"),
+    Ablation("together", "with LoRA at its rate", "lora"),
     *(Ablation("granularity", f"one per {g}", task=t) for g in ("head", "vector") for t in ("positive", "negative")),
     Ablation("low-rank", "low-rank mixing"),
 )
@@ -114,19 +115,22 @@ def study_rows(records: Iterable[RunRecord], study: str, task: str = "positive")
 
 
 def few_shot_rows(records: Iterable[RunRecord], whole: Iterable[RunRecord], reviews: int) -> list[dict[str, object]]:
-    """A row for each method and number of reviews: `method`, `train_reviews`, `positivity`, `test_loss_positive`.
+    """A row for each method and number of reviews: `method`, `train_reviews`, `positivity`, `loss_change`.
 
-    `whole` are the comparison's records, trained on `reviews` reviews: those of the same methods and seeds join in.
+    `loss_change` as in `study_rows`. `whole` are the comparison's records, trained on `reviews` reviews: those of the same methods and seeds join in.
     """
     few = [record for record in records if record.config["study"] == "few-shot"]
     drawn = {(record.method, record.seed) for record in few}
     rows = []
     for method in dict.fromkeys(record.method for record in few):
         of_method = [record for record in few if record.method == method]
-        rows += summarise(of_method, ["positivity", "test_loss_positive"], by="train_reviews")
         most = [record for record in whole if record.method == method and (method, record.seed) in drawn]
-        rows += [row | {"train_reviews": reviews} for row in summarise(most, ["positivity", "test_loss_positive"])]
-        rows = [{"method": method} | row for row in rows]
+        measured = ["positivity", "test_loss_positive", "base_test_loss_positive"]
+        of_both = summarise(of_method, measured, by="train_reviews")
+        of_both += [row | {"train_reviews": reviews} for row in summarise(most, measured)]
+        for row in of_both:
+            after, before = row.pop("test_loss_positive"), row.pop("base_test_loss_positive")
+            rows.append(row | {"method": method, "loss_change": after.value - before.value})
     return rows
 
 

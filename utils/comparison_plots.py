@@ -50,7 +50,8 @@ def cost_bars(rows: Sequence[Mapping[str, object]], costs: Mapping[str, str]) ->
             share = None if row[cost] is None else row[cost] / whole[cost]
             ax.barh(position, share or 0, color=STYLES[row["method"]][0], zorder=2)
             text = "not measured" if share is None else _percent(share)
-            ax.text(min(share or 0, 1.02), position, f" {text}", va="center", fontsize=9, bbox=WHITE)
+            ax.annotate(text, (share or 0, position), (5, 0), textcoords="offset points", va="center", fontsize=9,
+                        bbox=WHITE | {"pad": 0})  # fmt: skip
         ax.set(xlim=(0, 1.7), xticks=(0, 0.5, 1), yticks=range(len(rows)))
         ax.set_xticklabels(("0", "", "100 %"))
         ax.set_title(title, fontsize=11)
