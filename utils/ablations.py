@@ -117,7 +117,8 @@ def study_rows(records: Iterable[RunRecord], study: str, task: str = "positive")
 def few_shot_rows(records: Iterable[RunRecord], whole: Iterable[RunRecord], reviews: int) -> list[dict[str, object]]:
     """A row for each method and number of reviews: `method`, `train_reviews`, `positivity`, `loss_change`.
 
-    `loss_change` as in `study_rows`. `whole` are the comparison's records, trained on `reviews` reviews: those of the same methods and seeds join in.
+    `loss_change` as in `study_rows`. `whole` are the comparison's records, trained on `reviews` reviews: those of the
+    same methods and seeds join in.
     """
     few = [record for record in records if record.config["study"] == "few-shot"]
     drawn = {(record.method, record.seed) for record in few}
