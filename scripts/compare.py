@@ -2,11 +2,14 @@
 
     python scripts/compare.py                      # all that is missing, one after another
     python scripts/compare.py --only dial          # sweep | runs | ablations | dial | cost
+    python scripts/compare.py --only runs --share 1/2    # every second run: the other half in a second process
     python scripts/compare.py --gpu-cost           # time and memory of GPT-2's shape, on a GPU
     LAB_PROFILE=gpt2 python scripts/compare.py     # for another profile
 
-What is there already and fits today's configuration and base model is skipped; what does not fit is refused by
-name, never mixed in (delete it to make it anew). An interrupted run resumes. Not for: students.
+`sweep` says which learning rate validation chooses for each method; it is `utils/config.py` that holds the rates the
+other runs are made with. What is there already and fits today's configuration and base model is skipped; what does
+not fit is refused by name, never mixed in (delete it to make it anew). Says at the start how long the missing runs
+take, from the records of past ones. An interrupted run resumes. Not for: students.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ sys.path.insert(0, str(ROOT))
 from utils.ablations import ABLATIONS, measure_ablation  # noqa: E402
 from utils.adapters import METHODS, AdapterLibrary, load_base, scaling_vectors  # noqa: E402
 from utils.comparison import (  # noqa: E402
-    COMPARED,
     Bench,
     chosen_rates,
     measure_run,
@@ -168,12 +170,15 @@ def rows_of(path: Path, header: dict) -> list[dict]:
 
 def run_cost(bench: Bench, methods: list[str]) -> None:
     """`cost.json`: bytes, stored activations, time of a step and latency of every method, from one interleaved run."""
+    path = runs_folder(bench) / "cost.json"
+    if rows_of(path, {"config_id": bench.profile.config_id(), "base": bench.fingerprint}):
+        return print(f"{path.name}: there already")
     versions, hardware = environment()
     record = {
         "config_id": bench.profile.config_id(), "base": bench.fingerprint, "versions": versions, "hardware": hardware,
         "rows": cost_rows(bench, methods),
     }  # fmt: skip
-    write_json(ASSETS / "runs" / bench.profile.name / "cost.json", record)
+    return write_json(path, record)
 
 
 def run_gpu_cost() -> None:
@@ -235,7 +240,7 @@ def sweep_seed(bench: Bench, seed: int) -> list[dict]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(COMPARED), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--only", choices=("sweep", "runs", "ablations", "dial", "cost"))
     parser.add_argument("--share", default="1/1", help="2/3: the second of three processes that share the runs")
@@ -260,7 +265,7 @@ def main() -> None:
         "dial": partial(run_dial, bench, options.seeds),
         "cost": partial(run_cost, bench, options.methods),
     }
-    for name in [options.only] if options.only else ["runs", "dial", "ablations"]:
+    for name in [options.only] if options.only else list(stages):
         stages[name]()
 
 

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.adapters import METHODS  # noqa: E402
-from utils.comparison import COMPARED, misfit, summarise  # noqa: E402
+from utils.claims import load_claims, tally  # noqa: E402
+from utils.comparison import misfit, summarise  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402
 from utils.runs import RunError, RunRecord, environment, load_runs, write_json  # noqa: E402
 
@@ -43,7 +44,8 @@ NOTEBOOKS = (  # file, goal, artefact in, artefact out
      "`artifacts/<profile>/adapters`"),
     ("03-Inference.ipynb", "reload, judge, merge, switch adapters, turn the dial",
      "adapters of 02, or `assets/adapters`", "`artifacts/<profile>/dial.json`"),
-    ("04-Compare.ipynb", "(IA)³ beside LoRA and full fine-tuning, by quality and by cost", "`assets/runs`", "-"),
+    ("04-Compare.ipynb", "(IA)³ beside six other methods, by quality and by cost; ablations; claims put to the test",
+     "`assets/runs`, your run of 02", "a run of LoRA, `artifacts/<profile>/live`"),
 )  # fmt: skip
 
 
@@ -122,7 +124,7 @@ def _profile_runs(assets: Path, name: str) -> str:
     excluded += sorted(reasons)
     if excluded:
         raise RunError(f"README.md cannot be written from these records: {'; '.join(excluded)}")
-    records = [record for method in COMPARED for record in records if record.method == method != "base"]
+    records = [record for method in METHODS for record in records if record.method == method != "base"]
     records = [record for record in records if record.task == "positive"]
     if not records:
         return f"{heading} not measured.\n"
@@ -131,6 +133,13 @@ def _profile_runs(assets: Path, name: str) -> str:
     seeds = len({record.seed for record in records})
     titles = ["method", "trained numbers", "file, bytes", f"positive texts, {seeds} seeds"]
     return f"{heading} measured on {' and '.join(sorted(hardware))}.\n\n{markdown(titles, rows)}"
+
+
+def audit_part(assets: Path) -> str:
+    """How many of the documents' claims have each verdict."""
+    claims = load_claims(assets / "claims.json")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in tally(claims, assets).items() if count)
+    return f"Of {len(claims)} claims in the documents this course grew from: {counts}."
 
 
 def _method_row(row: dict, records: Sequence[RunRecord]) -> list[str]:
@@ -152,6 +161,7 @@ def notebooks_part(assets: Path) -> str:
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "dial": dial_part, "notebooks": notebooks_part, "base": base_part, "runs": runs_part,
+    "audit": audit_part,
 }  # fmt: skip
 
 

@@ -15,8 +15,10 @@ from utils.ablations import (
     build,
     choose_modules,
     enough_blocks,
+    few_shot_rows,
     measure_ablation,
     scores_by_gradient,
+    study_rows,
 )
 from utils.adapters import count_parameters, scaling_vectors
 from utils.counts import predict_ia3_count, predict_lora_count
@@ -153,3 +155,34 @@ def test_too_few_reviews_for_a_batch_are_repeated(bench):
     many = enough_blocks(bench, Ablation("few-shot", "1 review", reviews=1))
     assert len(many) == 7 > len(one)
     assert all(torch.equal(many[i]["input_ids"], one[i % len(one)]["input_ids"]) for i in range(7))
+
+
+def fake(study: str, variant: str, method: str = "ia3", task: str = "positive", seed: int = 0, **config) -> RunRecord:
+    """A record with a share of 0.6 and a loss 0.1 below the base's."""
+    share = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 9}
+    losses = {f"{base}test_loss_{task}": share | {"value": v} for base, v in (("", 3.9), ("base_", 4.0))}
+    return RunRecord(
+        "finished", method, "mini", "id", {"study": study, "variant": variant} | config, seed, task,
+        counts={"trainable": 1500}, metrics={"positivity": share} | losses,
+    )  # fmt: skip
+
+
+def test_rows_of_a_study_hold_its_own_variants_and_tasks_only():
+    records = [
+        fake("vectors", "keys"), fake("vectors", "values"), fake("layers", "first third"),
+        fake("granularity", "one per head", task="negative"), fake("granularity", "one per vector"),
+    ]  # fmt: skip
+    rows = study_rows(records, "vectors")
+    assert [row["label"] for row in rows] == ["keys (1,500)", "values (1,500)"]
+    assert rows[0]["loss_change"] == pytest.approx(-0.1) and rows[0]["positivity"].value == 0.6
+    assert [row["variant"] for row in study_rows(records, "granularity", "negative")] == ["one per head"]
+
+
+def test_few_reviews_are_joined_by_the_whole_run_of_the_same_seed():
+    few = [fake("few-shot", f"{n} reviews", m, train_reviews=n) for m in ("ia3", "full") for n in (8, 32)]
+    whole = [fake("-", "-", m, seed=s) for m in ("ia3", "full", "lora") for s in (0, 1)]
+    rows = few_shot_rows(few, whole, 1500)
+    points = [(row["method"], row["train_reviews"]) for row in rows]
+    assert points == [(m, n) for m in ("ia3", "full") for n in (8, 32, 1500)]
+    assert all(row["positivity"].n == 9 for row in rows)  # one seed: the run's own interval
+    assert all(row["loss_change"] == pytest.approx(-0.1) for row in rows)

@@ -7,7 +7,9 @@ import json
 import pytest
 from safetensors import safe_open
 
-from utils.adapters import base_fingerprint, count_parameters, load_adapter, load_base, read_probe
+from utils.ablations import ABLATIONS
+from utils.adapters import METHODS, base_fingerprint, count_parameters, load_adapter, load_base, read_probe
+from utils.comparison import chosen_rates, study_runs, sweep_losses, usable_runs
 from utils.config import ASSETS, PROFILES
 from utils.runs import load_runs
 from utils.steering import load_reference_dial
@@ -58,3 +60,22 @@ def test_records_and_dial_were_made_on_the_shipped_base(base):
     records, excluded = load_runs(ASSETS / "runs" / "mini", config_id=PROFILE.config_id())
     assert excluded == [] and {record.config["base"] for record in records} == {fingerprint}
     assert load_reference_dial(PROFILE, fingerprint)[1] is None
+
+
+def test_every_method_has_three_seeds_and_the_rate_that_its_sweep_chose(base):
+    fingerprint = base_fingerprint(base[0])
+    records, excluded = usable_runs(ASSETS / "runs" / "mini", PROFILE, fingerprint)
+    runs = {(record.task, record.method, record.seed) for record in records}
+    wanted = {("positive", method, seed) for method in METHODS for seed in range(3)}
+    assert excluded == [] and wanted | {("negative", "ia3", seed) for seed in range(3)} <= runs
+    sweep, name, excluded = study_runs(PROFILE, "sweep")
+    assert (name, excluded) == ("mini", []) and chosen_rates(sweep) == PROFILE.learning_rates
+    for losses in sweep_losses(sweep).values():
+        assert min(losses, key=losses.get) not in (min(losses), max(losses))  # a worse rate on either side
+
+
+def test_every_ablation_has_a_record():
+    records, name, excluded = study_runs(PROFILE, "ablations")
+    found = {(r.config["study"], r.method, r.config["variant"], r.task) for r in records if r.seed == 0}
+    assert (name, excluded) == ("mini", [])
+    assert found == {(a.study, a.method, a.variant, a.task) for a in ABLATIONS}

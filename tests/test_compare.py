@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import compare
 import pytest
 from conftest import make_tiny_model
 
+from utils.ablations import ABLATIONS
 from utils.adapters import METHODS
-from utils.comparison import chosen_rates, measure_run, sweep_row
+from utils.comparison import chosen_rates, measure_run, sweep_losses, sweep_run, usable_runs
 from utils.cost import cost_rows, latency_cost, training_cost
+from utils.runs import RunRecord
 from utils.steering import dial_header
 
 
@@ -22,50 +25,97 @@ def assets(tmp_path, monkeypatch):
     return tmp_path / "assets"
 
 
-def test_plan_has_every_method_and_seed_and_the_opponents():
-    runs = compare.plan(["base", "ia3"], [0, 1])
-    assert len(runs) == 6 and ("negative", "ia3", 1) in runs and ("negative", "base", 0) not in runs
+def test_every_method_and_seed_has_a_job_and_the_opponents_too(bench):
+    names = [path.stem for path in compare.comparison_jobs(bench, ["base", "ia3"], [0, 1])]
+    assert len(names) == 6 and "negative-ia3-seed1" in names and "negative-base-seed0" not in names
+    jobs = list(compare.ablation_jobs(bench, [0, 1]))
+    assert len(set(jobs)) == 2 * len(ABLATIONS) and {path.parent.name for path in jobs} == {"ablations"}
+    assert all(path.stem.endswith("seed0") for path in jobs[: len(ABLATIONS)])  # a whole seed first
 
 
-def test_runs_that_are_there_are_skipped_and_those_that_do_not_fit_stop_it(bench, assets, monkeypatch, capsys):
-    runs = [("positive", "base", 0), ("positive", "ia3", 0)]
-    compare.run_all(bench, runs)
-    assert sorted(path.name for path in assets.rglob("*seed0.json")) == [
-        "positive-base-seed0.json", "positive-ia3-seed0.json",
-    ]  # fmt: skip
+def test_records_that_are_there_are_kept_and_those_that_do_not_fit_stop_it(bench, assets, monkeypatch, capsys):
+    jobs = compare.comparison_jobs(bench, ["base", "ia3"], [0])
+    compare.make_all(bench, jobs)
+    assert sorted(path.stem for path in jobs if path.is_file()) == sorted(path.stem for path in jobs)
     assert (assets / "adapters" / "mini" / "positive-seed0" / "probe.json").is_file()
+    assert "0 of 3 records" in capsys.readouterr().out
     monkeypatch.setattr(compare, "measure_run", None)  # nothing is made again
-    compare.run_all(bench, runs)
-    assert capsys.readouterr().out.count("there already") == 2
+    compare.make_all(bench, jobs)
+    assert "3 of 3 records there already\n" in capsys.readouterr().out
     bench.profile = replace(bench.profile, top_p=0.5)
     with pytest.raises(SystemExit, match="sampled in another way.*delete it"):
-        compare.run_all(bench, runs)
+        compare.make_all(bench, jobs)
 
 
-def test_the_sweep_resumes_and_refuses_another_base(bench, assets, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "RATES", (1e-3, 1e-1))
-    compare.run_sweep(bench, ["base", "ia3"])
-    path = assets / "runs" / "mini" / "sweep.json"
-    rows = json.loads(path.read_text())["rows"]
-    assert [(row["method"], row["learning_rate"]) for row in rows] == [("ia3", 1e-3), ("ia3", 1e-1)]
-    monkeypatch.setattr(compare, "sweep_row", None)
-    compare.run_sweep(bench, ["base", "ia3"])
-    assert "ia3" in capsys.readouterr().out
+def test_the_time_left_is_told_from_past_records(bench, assets, capsys):
+    jobs = compare.comparison_jobs(bench, ["base"], [0, 1, 2])
+    paths = list(jobs)
+    compare.make_one(bench, paths[0], jobs[paths[0]], compare.misfit)
+    record = RunRecord.load(paths[0])
+    assert record.time["run_seconds"] > 0
+    record.time["run_seconds"] = 600.0
+    record.save(paths[0])
+    compare.make_all(bench, jobs)
+    assert "1 of 3 records there already, about 20 min for the others" in capsys.readouterr().out
+
+
+def test_a_failed_run_is_kept_as_failed_and_left_out_by_name(bench, assets):
+    bench.profile = replace(bench.profile, learning_rates={"full": 1e30})
+    compare.make_all(bench, compare.comparison_jobs(bench, ["full"], [0]))
+    folder = assets / "runs" / "mini"
+    assert RunRecord.load(folder / "positive-full-seed0.json").status == "failed"
+    found, excluded = usable_runs(folder, bench.profile, bench.fingerprint)
+    assert found == [] and excluded == ["positive-full-seed0.json: failed, not finished"]
+
+
+def test_the_sweep_tries_until_the_best_rate_has_worse_neighbours(bench, assets, monkeypatch, capsys):
+    compare.run_sweep(bench, ["base", "full"])
+    folder = assets / "runs" / "mini" / "sweep"
+    losses = sweep_losses(RunRecord.load(path) for path in folder.iterdir())["full"]
+    rates = list(losses)
+    best = min(losses, key=losses.get)
+    at = compare.RATES.index(best)
+    assert set(compare.RATES[max(at - 1, 0) : at + 2]) <= set(rates)
+    assert f"full       {best:g} (the profile has 0.0005)" in capsys.readouterr().out
+    monkeypatch.setattr(compare, "sweep_run", lambda *_: pytest.fail("made again"))
+    compare.run_sweep(bench, ["full"])
     bench.fingerprint = "another"
     with pytest.raises(SystemExit, match="another base model"):
-        compare.run_sweep(bench, ["ia3"])
+        compare.run_sweep(bench, ["full"])
 
 
-def test_a_rate_that_diverges_is_a_row_and_is_not_chosen(bench, tmp_path):
-    good, bad = (sweep_row(bench, "full", rate, 0, tmp_path / str(rate)) for rate in (1e-3, 1e30))
-    assert bad["best_loss"] is None and good["best_loss"] < good["start_loss"]
-    assert chosen_rates([bad, good]) == {"full": 1e-3}
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({}, 1e-3),
+        ({1e-3: 2.0}, 3e-4),
+        ({1e-3: 2.0, 3e-4: 2.1}, 3e-3),
+        ({1e-3: 2.0, 3e-4: 2.1, 3e-3: 2.2}, None),
+        ({1e-3: 2.0, 3e-4: 2.1, 3e-3: 1.9}, 1e-2),
+        ({1e-5: 1.0, 3e-5: 2.0}, None),  # the end of the list
+    ],
+)
+def test_the_next_rate(losses, expected):
+    assert compare.next_rate(9e-4, losses) == expected
+
+
+def test_a_rate_that_diverges_is_not_chosen(bench, assets):
+    records = [
+        compare.make_one(bench, assets / f"{rate}.json", partial(sweep_run, bench, "full", rate, 0), compare.stranger)
+        for rate in (1e30, 1e-3)
+    ]
+    assert [record.status for record in records] == ["failed", "finished"]
+    assert records[1].metrics["best_loss"] < records[1].metrics["start_loss"]
+    assert chosen_rates(records) == {"full": 1e-3}
 
 
 def test_the_rate_with_the_lowest_mean_loss_is_chosen():
     losses = {(1e-3, 0): 4.0, (1e-3, 1): 4.4, (1e-2, 0): 4.1, (1e-2, 1): 4.1}
-    rows = [{"method": "ia3", "learning_rate": r, "seed": s, "best_loss": v} for (r, s), v in losses.items()]
-    assert chosen_rates(rows) == {"ia3": 1e-2}
+    records = [
+        RunRecord("finished", "ia3", "mini", "id", {"learning_rate": r}, s, metrics={"best_loss": v})
+        for (r, s), v in losses.items()
+    ]
+    assert chosen_rates(records) == {"ia3": 1e-2}
 
 
 def test_the_dial_goes_on_where_it_stopped(bench, assets):

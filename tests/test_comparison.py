@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 
 from utils import comparison
-from utils.adapters import load_adapter
-from utils.comparison import COMPARED, comparison_runs, measure_run, paired_difference, summarise, usable_runs
+from utils.adapters import METHODS, load_adapter
+from utils.comparison import comparison_runs, measure_run, paired_difference, study_runs, summarise, usable_runs
 from utils.config import PROFILES
 from utils.gpu import GpuError
 from utils.runs import Estimate, RunError, RunRecord
 
 
 def test_every_method_is_measured_alike(bench, tmp_path):
-    records = {m: measure_run(bench, "positive", m, 0, tmp_path / m, tmp_path / "adapter" / m) for m in COMPARED}
+    records = {m: measure_run(bench, "positive", m, 0, tmp_path / m, tmp_path / "adapter" / m) for m in METHODS}
     keys = [set(record.metrics) for record in records.values()]
     assert set.intersection(*keys) >= {"positivity", "perplexity", "test_loss_positive", "test_loss_negative", "empty"}
     assert {record.config["base"] for record in records.values()} == {bench.fingerprint}
@@ -104,6 +104,29 @@ def test_summary_is_a_mean_over_seeds_and_one_seed_keeps_its_own_interval():
     assert (ia3["method"], ia3["trainable"], ia3["perplexity"]) == ("ia3", 10, None)
     assert ia3["positivity"].value == pytest.approx(0.7) and ia3["positivity"].n == 2
     assert lora["positivity"] == Estimate(0.7, 0.7 - 0.1, 0.7 + 0.1, 16)
+
+
+def test_summary_may_go_by_what_was_varied(tmp_path):
+    runs = [record("ia3", seed, counts={"trainable": n}) for seed, n in ((0, 5), (0, 7))]
+    for run, variant in zip(runs, ("keys", "values"), strict=True):
+        run.config["variant"] = variant
+    rows = summarise(runs, ["trainable"], by="variant")
+    assert rows == [{"variant": "keys", "trainable": 5}, {"variant": "values", "trainable": 7}]
+
+
+def test_a_study_is_read_with_its_own_rule_and_falls_back_to_the_embedded_profile(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "load_base", lambda profile: (None, None))
+    monkeypatch.setattr(comparison, "base_fingerprint", lambda model: "b")
+    run = record("ia3")
+    run.config["learning_rate"] = 0.5  # not the profile's: a sweep is made of such runs
+    for study in ("sweep", "ablations"):
+        run.save(tmp_path / "runs" / "mini" / study / "run.json")
+    (tmp_path / "runs" / "gpt2" / "sweep").mkdir(parents=True)
+    found, name, excluded = study_runs(PROFILES["gpt2"], "sweep", tmp_path)
+    assert ([r.method for r in found], name, excluded) == (["ia3"], "mini", [])
+    found, name, excluded = study_runs(PROFILES["mini"], "ablations", tmp_path)
+    assert found == [] and "at a rate of 0.5" in excluded[0]
+    assert study_runs(PROFILES["mini"], "nothing", tmp_path)[0] == []
 
 
 def test_paired_difference_uses_common_seeds_only():

@@ -149,6 +149,12 @@ def run(method, seed, losses):
     return RunRecord("finished", method, "mini", "id", {}, seed, history=history)
 
 
+def test_a_curve_that_starts_above_the_base_is_measured_from_the_base():
+    ax = plots.learning_curves([run("ia3", 0, [5, 4]), run("prefix", 0, [9, 4.5])])
+    assert list(line(ax, "prefix tuning: best -0.5000").get_ydata()) == [4, -0.5]
+    assert ax.get_ylim()[1] <= 1
+
+
 def test_learning_curves_are_means_over_seeds():
     ax = plots.learning_curves([run("ia3", 0, [5, 4]), run("ia3", 1, [5, 3]), run("new-method", 0, [5, 2])])
     mean = line(ax, "(IA)³: best -1.5000 (mean of 2 seeds)")
@@ -171,7 +177,9 @@ def test_cost_vs_quality_joins_the_pareto_front(quality, front):
     assert list(line(ax, "Pareto").get_xdata()) == front
     assert ax.get_xscale() == "log"
     assert "parameters" in ax.get_xlabel()
-    assert {"(IA)³", "LoRA r=8", "full fine-tuning"} <= {text.get_text() for text in ax.texts}
+    assert {"(IA)³", "LoRA r=8", "full fine-tuning"} <= {text.get_text() for text in ax.get_legend().get_texts()}
+    low, high = ax.get_ylim()
+    assert quality == "test_loss" or 0 <= low < high <= 1  # a share has no other values
 
 
 def test_given_axes_are_drawn_on():

@@ -8,7 +8,7 @@ Not for: the comparison of methods (`comparison.py`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from peft import IA3Config, TaskType, inject_adapter_in_model
 from torch import Tensor, nn
 
 from utils.adapters import attach, ia3_config, ia3_parameters, load_base, lora_config
-from utils.comparison import Bench, measure_model
+from utils.comparison import Bench, measure_model, summarise
 from utils.counts import inner_size, is_adapter, predict_ia3_count
 from utils.rivals import hold, share_factors
 from utils.runs import RunRecord
@@ -53,6 +53,7 @@ ABLATIONS = (
     *(Ablation("few-shot", f"{n} reviews", method, reviews=n) for n in FEW for method in ("ia3", "lora", "full")),
     Ablation("gradient", "chosen by gradient"),
     Ablation("together", "with LoRA"),
+    Ablation("together", "with LoRA at its rate", "lora"),
     *(Ablation("granularity", f"one per {g}", task=t) for g in ("head", "vector") for t in ("positive", "negative")),
     Ablation("low-rank", "low-rank mixing"),
 )
@@ -95,6 +96,43 @@ def build(model: nn.Module, ablation: Ablation, batch: dict[str, list], seed: in
     inject_adapter_in_model(ia3_config(), model)
     VARIATIONS[ablation.study](model, ablation.variant)
     return model
+
+
+def study_rows(records: Iterable[RunRecord], study: str, task: str = "positive") -> list[dict[str, object]]:
+    """A row for each variant of a study: `label` (with the count), `trainable`, `positivity`, `loss_change`.
+
+    `loss_change` is the loss on test reviews of `task` minus the base's on the same blocks, in nats per token.
+    """
+    after, before = f"test_loss_{task}", f"base_test_loss_{task}"
+    order = [ablation.variant for ablation in ABLATIONS]
+    chosen = [record for record in records if record.config["study"] == study and record.task == task]
+    chosen.sort(key=lambda record: order.index(record.config["variant"]))
+    return [
+        {"label": f"{row['variant']} ({row['trainable']:,})", "loss_change": row[after].value - row[before].value}
+        | {key: row[key] for key in ("variant", "trainable", "positivity")}
+        for row in summarise(chosen, ["trainable", "positivity", after, before], by="variant")
+    ]
+
+
+def few_shot_rows(records: Iterable[RunRecord], whole: Iterable[RunRecord], reviews: int) -> list[dict[str, object]]:
+    """A row for each method and number of reviews: `method`, `train_reviews`, `positivity`, `loss_change`.
+
+    `loss_change` as in `study_rows`. `whole` are the comparison's records, trained on `reviews` reviews: those of the
+    same methods and seeds join in.
+    """
+    few = [record for record in records if record.config["study"] == "few-shot"]
+    drawn = {(record.method, record.seed) for record in few}
+    rows = []
+    for method in dict.fromkeys(record.method for record in few):
+        of_method = [record for record in few if record.method == method]
+        most = [record for record in whole if record.method == method and (method, record.seed) in drawn]
+        measured = ["positivity", "test_loss_positive", "base_test_loss_positive"]
+        of_both = summarise(of_method, measured, by="train_reviews")
+        of_both += [row | {"train_reviews": reviews} for row in summarise(most, measured)]
+        for row in of_both:
+            after, before = row.pop("test_loss_positive"), row.pop("base_test_loss_positive")
+            rows.append(row | {"method": method, "loss_change": after.value - before.value})
+    return rows
 
 
 def vary_vectors(model: nn.Module, variant: str) -> None:

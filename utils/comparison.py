@@ -8,15 +8,15 @@ itself (`training.py`), a metric (`evaluation.py`), a file (`runs.py`), a figure
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from datasets import Dataset
 
-from utils.adapters import attach, base_fingerprint, count_parameters, load_base, save_adapter
-from utils.config import ASSETS, Profile, artifacts_dir
+from utils.adapters import METHODS, attach, base_fingerprint, count_parameters, load_base, save_adapter
+from utils.config import ASSETS, PROFILES, Profile, artifacts_dir
 from utils.data import PROMPTS, load_reviews, review_blocks
 from utils.evaluation import evaluate_samples, held_out_loss, load_judges
 from utils.generation import generate
@@ -24,8 +24,6 @@ from utils.gpu import estimate_memory, fast_bf16, require_memory
 from utils.memory import reuse_freed_memory
 from utils.runs import Estimate, RunError, RunRecord, environment, load_runs, mean_interval
 from utils.training import train
-
-COMPARED = ("base", "ia3", "lora", "full")  # "base" trains nothing: the level that every method starts from
 
 
 class Bench:
@@ -133,13 +131,18 @@ def _measured(bench: Bench, model: object, record: RunRecord) -> RunRecord:
     return record
 
 
-def usable_runs(folder: Path, profile: Profile, fingerprint: str) -> tuple[list[RunRecord], list[str]]:
-    """The records in `folder` that fit this profile *and* this base model, and why each other one was left out."""
+def usable_runs(
+    folder: Path, profile: Profile, fingerprint: str, refuse: Callable[..., str | None] | None = None
+) -> tuple[list[RunRecord], list[str]]:
+    """The records in `folder` that fit this profile *and* this base model, and why each other one was left out.
+
+    `refuse(record, profile, fingerprint)` gives the reason, as `misfit` does where nothing else is said.
+    """
     try:
         found, excluded = load_runs(folder, config_id=profile.config_id())
     except RunError:
         return [], [f"no run records for profile {profile.name}"]
-    reasons = [misfit(record, profile, fingerprint) for record in found]
+    reasons = [(refuse or misfit)(record, profile, fingerprint) for record in found]
     excluded += [f"{r.task}-{r.method}-seed{r.seed}: {why}" for r, why in zip(found, reasons, strict=True) if why]
     return [r for r, why in zip(found, reasons, strict=True) if not why], excluded
 
@@ -151,7 +154,8 @@ def misfit(record: RunRecord, profile: Profile, fingerprint: str) -> str | None:
     rate = profile.learning_rates.get(record.method)
     if record.config.get("learning_rate") != rate:
         return f"trained at a rate of {record.config.get('learning_rate')}, not {rate}"
-    if {key: record.config.get(key) for key in profile.sampling} != profile.sampling:
+    sampled = {key: record.config.get(key) for key in profile.sampling}
+    if record.status == "finished" and sampled != profile.sampling:
         return "its text was sampled in another way"
     return None
 
@@ -164,7 +168,7 @@ def stranger(record: RunRecord, profile: Profile, fingerprint: str) -> str | Non
 
 
 def comparison_runs(
-    profile: Profile, fingerprint: str, methods: Sequence[str] = COMPARED, assets: Path = ASSETS
+    profile: Profile, fingerprint: str, methods: Sequence[str] = tuple(METHODS), assets: Path = ASSETS
 ) -> tuple[list[RunRecord], str, list[str]]:
     """Runs of all `methods` on positive reviews: (records in the order of `methods`, whose they are, what is left out).
 
@@ -179,6 +183,24 @@ def comparison_runs(
         source = "reference run"
     chosen = [r for m in methods for r in records if r.method == m and r.task == "positive"]
     return chosen, source, excluded
+
+
+def study_runs(profile: Profile, study: str, assets: Path = ASSETS) -> tuple[list[RunRecord], str, list[str]]:
+    """Reference runs beside the comparison: (records, the profile they are of, what is left out and why).
+
+    `study` is "sweep" (every method at several rates) or "ablations". Where `profile` has none that fit, the embedded
+    `mini` profile's are given. What is trained at other rates than the profile's counts in a sweep only.
+    """
+    refuse = stranger if study == "sweep" else misfit
+    records, excluded = [], []
+    for candidate in (profile, PROFILES["mini"]):
+        folder = assets / "runs" / candidate.name / study
+        if folder.is_dir():
+            fingerprint = base_fingerprint(load_base(candidate)[0])
+            records, excluded = usable_runs(folder, candidate, fingerprint, refuse)
+        if records:
+            break
+    return records, candidate.name, excluded or ([] if records else [f"no records of the study {study}"])
 
 
 def runs_made_here(profile: Profile, fingerprint: str, methods: Sequence[str]) -> list[RunRecord]:
@@ -198,16 +220,19 @@ def runs_made_here(profile: Profile, fingerprint: str, methods: Sequence[str]) -
     return records
 
 
-def summarise(records: Sequence[RunRecord], metrics: Sequence[str]) -> list[dict[str, object]]:
+def summarise(records: Iterable[RunRecord], metrics: Sequence[str], by: str = "method") -> list[dict[str, object]]:
     """One row a method, in order of first appearance: `method`, each metric's mean over seeds with its 95 % interval.
 
-    With one seed only, the run's own interval. A metric that no run of the method has is None.
+    `by` may name an entry of the records' configuration instead ("variant"). With one seed only, the run's own
+    interval. A metric that no run of a group has is None.
     """
-    rows = []
-    for method in dict.fromkeys(record.method for record in records):
-        runs = [record for record in records if record.method == method]
-        rows.append({"method": method} | {name: _over_seeds([run.value(name) for run in runs]) for name in metrics})
-    return rows
+    groups: dict[object, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(record.method if by == "method" else record.config[by], []).append(record)
+    return [
+        {by: group} | {name: _over_seeds([run.value(name) for run in runs]) for name in metrics}
+        for group, runs in groups.items()
+    ]
 
 
 def _over_seeds(values: list) -> object:

@@ -1,20 +1,23 @@
 """What a method costs beside its parameters: bytes, time of a step, stored activations, latency. One row per method.
 
 For: `cost_rows` (the profile's own model, anywhere) and `training_cost`, `latency_cost` (GPT-2's shape on a GPU), which
-`scripts/compare.py` writes to `cost.json` and `gpu-cost.json`.
+`scripts/compare.py` writes to `cost.json` and `gpu-cost.json`; `reference_costs`, `gpu_costs`, which read them.
 Not for: quality. Nothing here trains for more than a few steps at a learning rate of 0.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from utils.adapters import MERGEABLE, attach, count_parameters, load_base, merge
 from utils.comparison import Bench
+from utils.config import ASSETS, PROFILES, Profile
 from utils.generation import latency
 from utils.gpu import PeakMemory, saved_for_backward
 from utils.training import idle_optimizer, step_ratios, step_seconds, trainable_bytes
@@ -45,6 +48,25 @@ def cost_rows(bench: Bench, methods: Sequence[str], rounds: int = 7) -> list[Row
         }
         for method, model in models.items()
     ]  # fmt: skip
+
+
+def reference_costs(profile: Profile, assets: Path = ASSETS) -> tuple[dict[str, Row], str]:
+    """The rows of `cost.json` by method, and the profile they are of: `profile`, else the embedded `mini`.
+
+    A file that was made with another configuration is passed over; with none, no rows.
+    """
+    for candidate in (profile, PROFILES["mini"]):
+        path = assets / "runs" / candidate.name / "cost.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if found.get("config_id") == candidate.config_id():
+            return {row["method"]: row for row in found["rows"]}, candidate.name
+    return {}, profile.name
+
+
+def gpu_costs(assets: Path = ASSETS) -> dict | None:
+    """What `scripts/compare.py --gpu-cost` wrote; None where it was never run on a GPU."""
+    path = assets / "runs" / "gpu-cost.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _sizes(model: torch.nn.Module) -> Row:

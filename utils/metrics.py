@@ -75,6 +75,7 @@ METRICS: dict[str, Metric] = {
     "test_loss_negative": Metric("test loss, negative", "nats/token", None, 3),
     "base_test_loss_positive": Metric("base, positive", "nats/token", None, 3),
     "base_test_loss_negative": Metric("base, negative", "nats/token", None, 3),
+    "loss_change": Metric("loss, minus the base's", "nats/token", "lower", 4),
     "loss_negative": Metric("loss, negative reviews", "nats/token", None, 3),
     "positivity": Metric("positive, words", "share", "higher", 2),
     "positivity_chars": Metric("positive, characters", "share", "higher", 2),
@@ -92,6 +93,10 @@ METRICS: dict[str, Metric] = {
     "peak_memory": Metric("peak memory", "MiB", "lower", 0),
     "ms_per_token_median": Metric("a token", "ms, median", "lower", 2),
     "tokens_per_second": Metric("speed", "tokens/s", "higher", 0),
+    "step_ratio": Metric("a step", "x full", "lower", 2),
+    "latency_ratio": Metric("a token", "x base", "lower", 2),
+    "merged_latency_ratio": Metric("a token, merged", "x base", "lower", 2),
+    "saved_bytes": Metric("kept for backward", "bytes", "lower", 0),
     "ratio_to_first": Metric("time", "x first row", "lower", 2),
 }
 

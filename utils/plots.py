@@ -2,7 +2,8 @@
 
 For: figures that are read in five seconds: labelled axes with units, direct labels where they fit.
 Not for: computing anything but means over seeds; numbers come from run records and `evaluation.py`. Colours and
-`show` are in `style.py`, the strength dial in `dial_plot.py`; both can be had from here too.
+`show` are in `style.py`, the strength dial in `dial_plot.py`, 04's other figures in `comparison_plots.py`; all can be
+had from here too.
 
 Each function takes an optional `Axes` and returns it; `show(axes.figure, "alt text")` puts it into the notebook.
 """
@@ -20,16 +21,16 @@ from matplotlib.colors import TwoSlopeNorm
 from torch import Tensor
 
 from utils.adapters import METHODS
+from utils.comparison_plots import cost_bars, few_shot_curves, interval_rows, rate_curves
 from utils.dial_plot import dial_figure
 from utils.runs import METRICS, Estimate, RunRecord, pareto_front
-from utils.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, STYLES, apply_style, new_axes, show
+from utils.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, STYLES, WHITE, apply_style, new_axes, show
 
 __all__ = [
-    "apply_style", "cost_vs_quality", "dial_figure", "learning_curves", "lengths_histogram", "loss_curve",
-    "parameter_bar", "show", "unit_map", "vector_heatmap",
+    "apply_style", "cost_bars", "cost_vs_quality", "dial_figure", "few_shot_curves", "interval_rows",
+    "learning_curves", "lengths_histogram", "loss_curve", "parameter_bar", "rate_curves", "show", "unit_map",
+    "vector_heatmap",
 ]  # fmt: skip
-
-WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # behind a label that may cross a line
 
 
 def lengths_histogram(
@@ -147,13 +148,17 @@ def unit_map(vectors: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
 
 
 def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axes:
-    """Change of the held-out loss (nats per token) against the step: a bold line per method, a thin one per seed."""
+    """Change of the held-out loss (nats per token) against the step: a bold line per method, a thin one per seed.
+
+    The base's loss is the lowest one at step 0: a method that does not start as the base (prefix tuning) starts far
+    above it. What is far above it is not shown.
+    """
     ax, methods = new_axes(ax), defaultdict(list)
-    for record in records:
-        points = {row["step"]: row["eval_loss"] for row in record.history if "eval_loss" in row}
-        if points:
-            start = points[min(points)]
-            methods[record.method].append({step: loss - start for step, loss in points.items()})
+    points = [{row["step"]: row["eval_loss"] for row in r.history if "eval_loss" in row} for r in records]
+    base = min((losses[min(losses)] for losses in points if losses), default=0.0)
+    for record, losses in zip(records, points, strict=True):
+        if losses:
+            methods[record.method].append({step: loss - base for step, loss in losses.items()})
     for method, runs in methods.items():
         colour, marker, line = STYLES.get(method, (GREY, ".", "-"))
         steps = sorted(set.intersection(*map(set, runs)))
@@ -162,9 +167,13 @@ def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axe
             ax.plot(list(run), list(run.values()), color=colour, linewidth=0.8, alpha=0.5)
         label = f"{METHODS.get(method, method)}: best {min(mean):+.4f}{_seeds(len(runs))}"
         ax.plot(steps, mean, color=colour, marker=marker, linestyle=line, label=label)
+    low, high = ax.get_ylim()
+    lowest = min((loss for runs in methods.values() for run in runs for loss in run.values()), default=0)
+    if lowest < 0:
+        ax.set_ylim(1.1 * lowest, min(high, -1.5 * lowest))
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xlabel="optimiser step", ylabel="held-out loss, minus the base's\n(nats/token)")
-    ax.legend()
+    ax.legend(fontsize=9)
     return ax
 
 
@@ -194,18 +203,19 @@ def cost_vs_quality(
             ax.annotate(f"{label}: {value:.{metric.digits}f}", (0.01, value), (0, 4), color=GREY,
                         xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
             continue
-        ax.errorbar(
-            row[cost], value, [[value - low], [high - value]], color=colour, marker=marker, markersize=9, capsize=4
-        )
-        ax.annotate(label, (row[cost], high), (0, 6), textcoords="offset points", ha="center")
+        ax.errorbar(row[cost], value, [[value - low], [high - value]], color=colour, marker=marker, markersize=9,
+                    capsize=4, linestyle="none", label=label)  # fmt: skip
     front = pareto_front([(row[cost], sign * _interval(row[quality])[0]) for row in paid])
     ax.plot([paid[i][cost] for i in front], [_interval(paid[i][quality])[0] for i in front], color=GREY, linewidth=1,
-            zorder=0, label="Pareto front: nothing cheaper is better")  # fmt: skip
+            zorder=0, label="Pareto front:\nnothing cheaper is better")  # fmt: skip
     ax.set(
         xscale="log", xlabel=f"← better: {_axis(cost)}, log scale", ylabel=f"{_axis(quality)}{_BETTER[metric.better]}"
     )
-    ax.margins(x=0.3, y=0.15)
-    ax.legend(loc="best", fontsize=10)
+    ax.margins(x=0.1, y=0.15)
+    if metric.unit == "share":
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(low, 0), min(high, 1))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10)
     return ax
 
 

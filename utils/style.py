@@ -29,6 +29,8 @@ STYLES: dict[str, tuple[str, str, str]] = {  # method -> colour, marker, line st
     "base": (GREY, "x", ":"),
 }
 
+WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # behind a label that may cross a line
+
 
 def apply_style() -> None:
     """Set matplotlib's defaults for the course: notebook width (8 x 4 inches, 100 dpi), light grid, no box."""

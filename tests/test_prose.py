@@ -1,0 +1,37 @@
+"""The notebooks quote no measurement that nothing stands behind: in 04, each number of the text is looked up here."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import nbformat
+import pytest
+from transformers import GPT2Config
+
+from utils.claims import load_claims
+from utils.config import ROOT
+from utils.counts import predict_ia3_count, predict_lora_count
+
+MEASUREMENT = re.compile(r"(?<![\w.,-])\d[\d,]*(?:\.\d+(?: ?%)?| ?%|e-?\d+)")  # 4.6, 39.8 %, 95 %, 1e-3
+PUBLISHED = next(claim.also["gsm8k"] for claim in load_claims() if "gsm8k" in claim.also)
+KNOWN = {
+    f"{PUBLISHED['minus']} %", f"{PUBLISHED['value']} %", "5e-3", "1e-3",  # peft's comparison, and its two rates
+    f"{predict_lora_count(GPT2Config()) / predict_ia3_count(GPT2Config()):.1f}",
+    "0.05", f"{math.expm1(0.05):.0%}".replace("%", " %"),  # a change of loss, and what it is in perplexity
+    "95 %", "1 %",  # the level of the intervals; part of a metric's name
+}  # fmt: skip
+
+
+def prose() -> str:
+    notebook = nbformat.read(ROOT / "04-Compare.ipynb", as_version=4)
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def test_every_number_of_the_comparison_has_a_source():
+    assert sorted(set(MEASUREMENT.findall(prose())) - KNOWN) == []
+
+
+@pytest.mark.parametrize("sentence", ["It reached 0.68 of them.", "That is 45.6 %.", "a rate of 3e-3"])
+def test_a_number_typed_by_hand_is_found(sentence):
+    assert set(MEASUREMENT.findall(sentence)) - KNOWN
