@@ -1,15 +1,16 @@
-"""Notebooks in nbgrader's format, version 3: which cell is a solution, a test, or read by a person; stubs; hidden tests.
+"""Notebooks in nbgrader's format, version 3: which cell is a solution or a test; stubs; hidden tests.
 
-For: everything that follows from one cell alone. Works on any notebook in that format; needs no nbgrader.
-Not for: a whole course (`course.py`), writing files (`release.py`).
+For: everything that follows from one cell alone, and reading a notebook that somebody else wrote. A notebook is the
+plain JSON of its file, every source one text. Works on any notebook in that format; needs no nbgrader.
+Not for: a whole course (`course.py`), writing the student edition (`release.py`).
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
-
-from nbformat import NotebookNode
+from collections.abc import Mapping
 
 STUB = "...  # YOUR CODE HERE"
 ANSWER_STUB = "YOUR ANSWER HERE"
@@ -23,39 +24,78 @@ class FormatError(ValueError):
     """A notebook does not keep nbgrader's format; the message names the cell and what is wrong."""
 
 
-def grade_id(cell: NotebookNode) -> str | None:
+def grade_id(cell: Mapping) -> str | None:
     """The id by which nbgrader knows the cell; None for a cell it does not know."""
     return _nbgrader(cell).get("grade_id")
 
 
-def is_solution(cell: NotebookNode) -> bool:
+def is_solution(cell: Mapping) -> bool:
     """Whether a student writes in this cell."""
     return bool(_nbgrader(cell).get("solution"))
 
 
-def is_test(cell: NotebookNode) -> bool:
+def is_test(cell: Mapping) -> bool:
     """Whether this cell is a test that a machine runs for points."""
-    return bool(_nbgrader(cell).get("grade")) and not is_solution(cell) and cell.cell_type == "code"
+    return bool(_nbgrader(cell).get("grade")) and not is_solution(cell) and cell["cell_type"] == "code"
 
 
-def is_manual(cell: NotebookNode) -> bool:
+def is_manual(cell: Mapping) -> bool:
     """Whether a person gives the points: a written answer, or code that no test judges."""
     return bool(_nbgrader(cell).get("grade")) and is_solution(cell)
 
 
-def points(cell: NotebookNode) -> float:
+def points(cell: Mapping) -> float:
     """The points of a graded cell."""
     return float(_nbgrader(cell).get("points", 0))
 
 
-def tags(cell: NotebookNode) -> set[str]:
+def tags(cell: Mapping) -> set[str]:
     """The cell's tags."""
-    return set(cell.metadata.get("tags", []))
+    return set(cell["metadata"].get("tags", []))
 
 
-def _nbgrader(cell: NotebookNode) -> dict:
-    values = cell.get("metadata", {}).get("nbgrader", {})
+def _nbgrader(cell: Mapping) -> dict:
+    values = cell["metadata"].get("nbgrader", {})
     return values if isinstance(values, dict) else {}
+
+
+ENCODINGS = ("utf-8-sig", "utf-16", "cp1252", "latin-1")
+
+
+def read_notebook(data: bytes) -> dict:
+    """The notebook in these bytes, in whatever encoding an editor left it; only what grading needs is checked.
+
+    Raises FormatError for what is not a notebook of format 4.
+    """
+    for encoding in ENCODINGS:
+        try:
+            notebook = json.loads(data.decode(encoding))
+            break
+        except UnicodeError:
+            continue
+        except (ValueError, RecursionError) as error:
+            if encoding == ENCODINGS[0]:
+                raise FormatError(f"not a notebook ({str(error)[:80]})") from None
+    else:
+        raise FormatError("not a notebook (no encoding fits)")
+    if not (isinstance(notebook, dict) and notebook.get("nbformat") == 4 and isinstance(notebook.get("cells"), list)):
+        raise FormatError("not a notebook of format 4")
+    for number, cell in enumerate(notebook["cells"], 1):
+        source = cell.get("source") if isinstance(cell, dict) else None
+        if isinstance(source, list) and all(isinstance(line, str) for line in source):
+            cell["source"] = source = "".join(source)
+        if not isinstance(source, str) or cell.get("cell_type") not in ("code", "markdown", "raw"):
+            raise FormatError(f"cell {number} is damaged")
+        if not isinstance(cell.get("metadata"), dict):
+            cell["metadata"] = {}
+    return notebook
+
+
+def write_notebook(notebook: Mapping) -> bytes:
+    """The bytes of a notebook's file, as nbformat writes them: sources by line, keys sorted, UTF-8."""
+    stored = [cell | {"source": cell["source"].splitlines(keepends=True)} for cell in notebook["cells"]]
+    text = json.dumps({**notebook, "cells": stored}, indent=1, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode("utf-8", "replace")
 
 
 def split_regions(source: str, markers: tuple[str, str]) -> tuple[list[tuple[str, bool]], int]:
@@ -81,13 +121,13 @@ def region_lines(source: str, markers: tuple[str, str]) -> set[int]:
     return {number for number, (_, inside) in enumerate(split_regions(source, markers)[0], 1) if inside}
 
 
-def stubbed(cell: NotebookNode) -> str:
+def stubbed(cell: Mapping) -> str:
     """The source of a solution cell as a student gets it: each solution is one stub line, indented as it was.
 
     A cell without markers is a stub as a whole, as in nbgrader.
     """
-    lines, regions = split_regions(cell.source, SOLUTION)
-    stub = STUB if cell.cell_type == "code" else ANSWER_STUB
+    lines, regions = split_regions(cell["source"], SOLUTION)
+    stub = STUB if cell["cell_type"] == "code" else ANSWER_STUB
     if not regions:
         return stub
     kept = []
@@ -146,24 +186,26 @@ def used_names(source: str) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
-def check_format(notebook: NotebookNode, name: str) -> None:
+def check_format(notebook: Mapping, name: str) -> None:
     """Raise FormatError at the first cell that breaks the format: ids, points, markers in the wrong place."""
     seen: set[str] = set()
-    for number, cell in enumerate(notebook.cells, 1):
+    for number, cell in enumerate(notebook["cells"], 1):
         where, identity = f"{name}, cell {number}", grade_id(cell)
         if identity is None:
-            if any(marker in cell.source for marker in (*SOLUTION, *HIDDEN)):
+            if any(marker in cell["source"] for marker in (*SOLUTION, *HIDDEN)):
                 raise FormatError(f"{where}: a marker in a cell that nbgrader does not know")
             continue
         if not NAME.fullmatch(identity) or identity in seen:
-            raise FormatError(f"{where}: grade_id {identity!r} is used twice or has other characters than a-z, 0-9, - _")
+            raise FormatError(
+                f"{where}: grade_id {identity!r} is used twice or has other characters than a-z, 0-9, - _"
+            )
         seen.add(identity)
         if (is_test(cell) or is_manual(cell)) and not points(cell) >= 0:
             raise FormatError(f"{where}: {identity} has no points")
         try:
-            split_regions(cell.source, SOLUTION)
-            split_regions(cell.source, HIDDEN)
+            split_regions(cell["source"], SOLUTION)
+            split_regions(cell["source"], HIDDEN)
         except FormatError as error:
             raise FormatError(f"{where}: {error}") from None
-        if SOLUTION[0] in cell.source and not is_solution(cell) or HIDDEN[0] in cell.source and not is_test(cell):
+        if SOLUTION[0] in cell["source"] and not is_solution(cell) or HIDDEN[0] in cell["source"] and not is_test(cell):
             raise FormatError(f"{where}: {identity} has a marker of another kind of cell")

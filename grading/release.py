@@ -11,11 +11,8 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-
-import nbformat
-from nbformat import NotebookNode
 
 from grading import cells
 
@@ -41,33 +38,33 @@ def course_notebooks(root: Path) -> list[Path]:
     return found
 
 
-def read_solved(path: Path) -> NotebookNode:
+def read_solved(path: Path) -> dict:
     """A notebook of the solved edition, its format checked. Raises FormatError or ReleaseError."""
     try:
-        notebook = nbformat.read(path, as_version=4)
-    except Exception as error:
-        raise ReleaseError(f"{path.name} is not a readable notebook: {error}") from error
+        notebook = cells.read_notebook(path.read_bytes())
+    except cells.FormatError as error:
+        raise ReleaseError(f"{path.name}: {error}") from error
     cells.check_format(notebook, path.name)
     return notebook
 
 
-def student_notebook(solved: NotebookNode) -> NotebookNode:
+def student_notebook(solved: Mapping) -> dict:
     """What a student gets: stubs, no hidden tests, no outputs, counts, widget state or metadata of an editor."""
     notebook = copy.deepcopy(solved)
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
-    for cell in notebook.cells:
+    notebook["metadata"] = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    for cell in notebook["cells"]:
         if cells.is_solution(cell):
-            cell.source = cells.stubbed(cell)
+            cell["source"] = cells.stubbed(cell)
         elif cells.is_test(cell):
-            cell.source = cells.without_hidden(cell.source)
-        kept = {key: cell.metadata[key] for key in ("nbgrader", "tags") if key in cell.metadata}
+            cell["source"] = cells.without_hidden(cell["source"])
+        kept = {key: cell["metadata"][key] for key in ("nbgrader", "tags") if key in cell["metadata"]}
         if cells.is_test(cell):
             kept |= {"editable": False, "deletable": False}
-        cell.metadata = nbformat.from_dict(kept)
+        cell["metadata"] = kept
         if cells.is_solution(cell):
             cell.pop("attachments", None)
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
     return notebook
 
 
@@ -80,8 +77,7 @@ def stage(root: Path, target: Path, shipped: Iterable[str] = SHIPPED) -> list[Pa
         raise ReleaseError(f"{target.name}/ is not empty: remove it first")
     target.mkdir(parents=True, exist_ok=True)
     for path in course_notebooks(root):
-        text = nbformat.writes(student_notebook(read_solved(path))) + "\n"
-        (target / path.name).write_text(text, encoding="utf-8", newline="\n")
+        (target / path.name).write_bytes(cells.write_notebook(student_notebook(read_solved(path))))
     for source, name in _shipped_files(root, shipped):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target / name)
@@ -97,7 +93,12 @@ def _shipped_files(root: Path, shipped: Iterable[str]) -> Iterator[tuple[Path, P
         for path in found:
             relative = path.relative_to(root)
             hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
-            if path.is_file() and not path.is_symlink() and not hidden and (path.suffix in ENDINGS or name == path.name):
+            if (
+                path.is_file()
+                and not path.is_symlink()
+                and not hidden
+                and (path.suffix in ENDINGS or name == path.name)
+            ):
                 yield path, relative
 
 
@@ -116,14 +117,14 @@ def write_zip(folder: Path, archive: Path, top: str) -> None:
 # --- the proof ---
 
 
-def secret_lines(solved: NotebookNode) -> set[str]:
+def secret_lines(solved: Mapping) -> set[str]:
     """Every line of a solution, a model answer, a hidden test, stripped, that is long enough to be recognised."""
     secrets: set[str] = set()
-    for cell in solved.cells:
+    for cell in solved["cells"]:
         for wanted, markers in ((cells.is_solution(cell), cells.SOLUTION), (cells.is_test(cell), cells.HIDDEN)):
             if not wanted:
                 continue
-            lines, regions = cells.split_regions(cell.source, markers)
+            lines, regions = cells.split_regions(cell["source"], markers)
             whole = markers is cells.SOLUTION and not regions
             secrets |= {line.strip() for line, inside in lines if inside or whole}
     return {line for line in secrets if len(line) >= DISTINCT} | {"### BEGIN SOLUTION", "### BEGIN HIDDEN TESTS"}
@@ -142,7 +143,9 @@ def find_traces(root: Path, folder: Path, archive: Path | None = None) -> list[s
     secrets = {line for notebook in solved for line in secret_lines(notebook)}
     secrets = {line for line in secrets if not any(line.encode() in text for text in shown)}
     needles = [(line, {line.encode(), json.dumps(line)[1:-1].encode(), _escaped(line)}) for line in sorted(secrets)]
-    places = [(path.relative_to(folder).as_posix(), path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    places = [
+        (path.relative_to(folder).as_posix(), path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()
+    ]
     if archive is not None:
         places.append((archive.name, archive.read_bytes()))
         with zipfile.ZipFile(archive) as file:
@@ -150,15 +153,15 @@ def find_traces(root: Path, folder: Path, archive: Path | None = None) -> list[s
     return [f"{name}: {line!r}" for name, data in places for line, forms in needles if any(f in data for f in forms)]
 
 
-def _plain_sources(solved: NotebookNode) -> bytes:
+def _plain_sources(solved: Mapping) -> bytes:
     """What a student reads in a notebook: all sources, solutions and hidden tests taken out line by line."""
     lines = []
-    for cell in solved.cells:
+    for cell in solved["cells"]:
         if cells.is_solution(cell):
-            kept = cells.split_regions(cell.source, cells.SOLUTION)
+            kept = cells.split_regions(cell["source"], cells.SOLUTION)
             lines += [line for line, inside in kept[0] if not inside and kept[1]]
         else:
-            lines += cells.without_hidden(cell.source).splitlines()
+            lines += cells.without_hidden(cell["source"]).splitlines()
     return "\n".join(lines).encode()
 
 

@@ -1,6 +1,6 @@
 """Pack what is to be handed in, the notebooks and the trained adapters, into `submission.zip`.
 
-    python submit.py
+python submit.py
 """
 
 import zipfile
