@@ -27,7 +27,7 @@ DEEPEST = 2  # zips inside zips
 SKIPPED = ("__MACOSX", ".ipynb_checkpoints", ".git", ".venv", "venv", "node_modules", "__pycache__")
 MOODLE = re.compile(r"(?P<name>.+?)_(?P<id>\d+)_assignsubmission_\w*")
 CANVAS = re.compile(r"(?P<name>[^_]+)_(?:LATE_)?(?P<id>\d+)_\d+(?:_.*)?")
-COPY = re.compile(r"\s*(?:\((\d+)\)|-(\d+)|[-_ ][Cc]opy\s*(\d*))$")
+COPY = re.compile(r"\s*(?:\((\d+)\)|[-_ ][Cc]opy\s*(\d*))$")
 
 
 class IntakeError(RuntimeError):
@@ -95,7 +95,7 @@ def read_name(path: Path) -> tuple[str, str, int]:
     if found := CANVAS.fullmatch(stem):
         return found["name"].strip(), found["id"], 0
     copy = COPY.search(stem)
-    if copy and stem[: copy.start()].strip() and not path.suffix == ".ipynb":
+    if copy and stem[: copy.start()].strip() and path.suffix != ".ipynb":
         number = next((int(n) for n in copy.groups() if n), 1)
         return stem[: copy.start()].strip(), "", number
     return stem.strip(), "", 0

@@ -1,6 +1,6 @@
 """Write the student edition of the course, as a folder and as a zip, and prove that no solution is left in it.
 
-    python scripts/student.py [--output build]
+python scripts/student.py [--output build]
 """
 
 from __future__ import annotations
