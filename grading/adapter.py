@@ -1,8 +1,8 @@
 """A trained (IA)³ adapter, graded from its numbers alone.
 
 For: `grade_adapter`, on the bytes of `adapter_model.safetensors` and `probe.json`, and the bands that it holds the two
-gains against. The file is read by the `safetensors` library, never by pickle; the student's `adapter_config.json` is not
-used; the losses are measured here, on our base model and our held-out reviews. Not for: code (`worker.py`).
+gains against. The file is read by the `safetensors` library, never by pickle; the student's `adapter_config.json` is
+not used; the losses are measured here, on our base model and our held-out reviews. Not for: code (`worker.py`).
 """
 
 from __future__ import annotations
@@ -188,10 +188,10 @@ def make_bands(pairs: Mapping[int, tuple[dict, dict]], fewest: int = FEWEST_SEED
     """
     if len(pairs) < fewest:
         raise BandError(f"{len(pairs)} seeds, {fewest} are needed: make more runs, or say --fewest {len(pairs)}")
-    values = {
-        "loss_gain": [ours["base_test_loss_positive"]["value"] - ours["test_loss_positive"]["value"] for ours, _ in pairs.values()],
-        "positivity_gain": [ours["positivity"]["value"] - base["positivity"]["value"] for ours, base in pairs.values()],
-    }  # fmt: skip
+    values: dict[str, list[float]] = {name: [] for name in GAINS}
+    for ours, base in pairs.values():
+        values["loss_gain"].append(ours["base_test_loss_positive"]["value"] - ours["test_loss_positive"]["value"])
+        values["positivity_gain"].append(ours["positivity"]["value"] - base["positivity"]["value"])
     bands: dict = {"seeds": sorted(pairs)}
     for name, found in values.items():
         worst, best = min(found), max(found)

@@ -159,6 +159,13 @@ def parse(source: str) -> ast.Module | None:
         return None
 
 
+def imports_of(source: str) -> str:
+    """The import statements at the top level of a cell."""
+    tree = parse(source)
+    found = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))] if tree else []
+    return "\n".join(map(ast.unparse, found))
+
+
 def bound_names(source: str) -> set[str]:
     """Names that the cell binds for the cells after it: assignments, functions, classes; not what it imports."""
     tree = parse(source)

@@ -48,6 +48,8 @@ def encode(value: object, buffers: list[bytes], depth: int = 0) -> object:
         return ["bytes", len(buffers) - 1]
     if isinstance(value, complex):
         return ["complex", value.real, value.imag]
+    if value is Ellipsis:
+        return ["ellipsis"]
     if isinstance(value, range):
         return ["range", value.start, value.stop, value.step]
     if isinstance(value, PurePath):
@@ -173,6 +175,7 @@ _DECODERS = {
     "dict": _decode_dict,
     "bytes": lambda rest, buffers, _: buffers[_index(rest[0])],
     "complex": lambda rest, *_: complex(float(rest[0]), float(rest[1])),
+    "ellipsis": lambda *_: ...,
     "range": lambda rest, *_: range(int(rest[0]), int(rest[1]), int(rest[2])),
     "path": lambda rest, *_: PurePath(str(rest[0])),
     "array": _decode_array,

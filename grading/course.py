@@ -92,6 +92,11 @@ class Plan:
             pending.extend(earlier)
         return [n for n in order if n in chosen], exports
 
+    def imports_before(self, question: Question) -> str:
+        """The import statements of the tests before this one, hidden ones included: a later test may count on them."""
+        earlier = [q.source for q in self.questions if q.kind == "code" and q.position < question.position]
+        return "\n".join(cells.imports_of(source) for source in earlier)
+
     def base_cells(self, question: Question) -> list[str]:
         """The solution cells that are this question's own, by our solution."""
         return self.needs(question, {})[0]
@@ -245,7 +250,7 @@ class Runner:
             codec.send(connection, job)
             started, _ = codec.receive(connection)
             if "broken" not in started:
-                codec.send(connection, {"source": question.source})
+                codec.send(connection, {"source": question.source, "imports": self.plan.imports_before(question)})
                 started, _ = codec.receive(connection)
         if "broken" in started:
             raise CourseError(f"{question.grade_id}: the grader itself failed: {started['broken']}")

@@ -55,7 +55,7 @@ def _best_first(item: tuple) -> tuple:
 
 
 def _rank(plan: Plan, name: str, notebook: dict) -> tuple[int, int, int]:
-    """How sure it is that this is the plan's notebook: by ids or names of its cells (0 to 3), by name, answers in it."""
+    """How sure it is that this is the plan's notebook: by its cells (0 to 3), by name, answers in it."""
     wanted, ours = set(plan.solution_cells()), {cell.get("id") for cell in plan.notebook["cells"]} - {None}
     ids = {cells.grade_id(cell) for cell in notebook["cells"]}
     same = _stem(PurePosixPath(name).name) == _stem(plan.name)

@@ -141,7 +141,7 @@ def find_traces(root: Path, folder: Path, archive: Path | None = None) -> list[s
     shown += [_plain_sources(notebook) for notebook in solved]
     shown += [(HERE / name).read_bytes() for name in OWN]
     secrets = {line for notebook in solved for line in secret_lines(notebook)}
-    secrets = {line for line in secrets if not any(line.encode() in text for text in shown)}
+    secrets -= {line for line in secrets if any(line.encode() in text for text in shown)}
     needles = [(line, {line.encode(), json.dumps(line)[1:-1].encode(), _escaped(line)}) for line in sorted(secrets)]
     places = [
         (path.relative_to(folder).as_posix(), path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()

@@ -23,7 +23,8 @@ WORDS = {
     "open": "to be read",
 }  # fmt: skip
 STYLE = (
-    "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;width:100%}"
+    "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
+    "table{border-collapse:collapse;width:100%}"
     "td,th{border-bottom:1px solid #ccc;padding:.4em;text-align:left;vertical-align:top;overflow-wrap:anywhere}"
     ".n{text-align:right}.right{color:#1a6b2f}.wrong,.stopped,.missing{color:#9b1c1c}"
 )
@@ -192,9 +193,8 @@ def written_page(course: Course, class_: list[Graded]) -> str:
         for graded in sorted(class_, key=lambda g: g.submission.key[-6:]):
             answer = graded.results[question.grade_id].get("answer")
             if answer:
-                parts.append(
-                    f"<h3>{graded.submission.key[-6:]}</h3><pre style='white-space:pre-wrap'>{html.escape(answer)}</pre>"
-                )
+                text = f"<pre style='white-space:pre-wrap'>{html.escape(answer)}</pre>"
+                parts.append(f"<h3>{graded.submission.key[-6:]}</h3>{text}")
     return _page("Written answers", "".join(parts))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grading import cells
-from grading.adapter import Check, find_adapter_files, grade_adapter
+from grading.adapter import Check, find_adapter_files
 from grading.course import Course, CourseError, Plan, Question, Runner, calibrate
 from grading.intake import Submission
 from grading.match import match

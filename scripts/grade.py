@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -35,12 +36,13 @@ def adapter_grader(root: Path, profile: str) -> Callable[[Mapping[str, bytes]], 
     bands = root / "assets" / "grading-bands.json"
     if not references or not bands.is_file():
         return None
-    limits, meters = json.loads(bands.read_text(encoding="utf-8")), []
+    limits, meters, lock = json.loads(bands.read_text(encoding="utf-8")), [], threading.Lock()
 
     def measure(tensors: dict) -> Mapping[str, float]:
-        if not meters:  # the model is loaded for the first adapter that is sound
-            meters.append(Meter(profile))
-        return meters[0](tensors)
+        with lock:  # one at a time: there is one model
+            if not meters:  # loaded for the first adapter that is sound
+                meters.append(Meter(profile))
+            return meters[0](tensors)
 
     return lambda files: grade_adapter(files, references, limits, measure)
 
