@@ -76,7 +76,7 @@ def spawn(work: Callable[[dict], None], scratch: Path, hide: Iterable[Path], lim
         if _enter_namespaces():
             inner = os.fork()  # a new process namespace begins with the next child
             if inner:
-                _die_with_parent()
+                die_with_parent()
                 _, code = os.waitpid(inner, 0)
                 os._exit(os.waitstatus_to_exitcode(code) & 0xFF)
             facts |= {"network": "namespace", "processes": "namespace"}
@@ -85,7 +85,7 @@ def spawn(work: Callable[[dict], None], scratch: Path, hide: Iterable[Path], lim
         _clean_environment(scratch)
         if _libc is not None:
             _drop_privileges()
-            _die_with_parent()
+            die_with_parent()
         work(facts)
         status = 0
     except BaseException:  # nothing of a student's may run on in a copy of the grader
@@ -196,7 +196,8 @@ def _drop_privileges() -> None:
     _libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends (Linux)."""
     if _libc is not None:
         _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 

@@ -65,6 +65,7 @@ def run_notebook(path: Path, sockets: Path, events: int) -> None:
             listener.bind(str(sockets / cells.grade_id(cell)))
             listener.listen(64)
             if os.fork() == 0:
+                sandbox.die_with_parent()
                 os.close(events)
                 take_answers(shell, listener)
             listener.close()
@@ -73,6 +74,7 @@ def run_notebook(path: Path, sockets: Path, events: int) -> None:
         elif problem := failure(shell, cell["source"]):
             tell(cell=number, **problem)
     tell(done=True)
+    signal.pause()  # the copies end with this process, and this one with the grader
 
 
 def take_answers(shell: object, listener: socket.socket) -> None:
@@ -156,6 +158,7 @@ def judge(shell: object, student: socket.socket, job: dict, test: dict, watch: s
 
 def main() -> None:
     """Run the notebook named on the command line; copies of this process stay until its group is killed."""
+    sandbox.die_with_parent()
     path, sockets, events = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     sys.path[:] = [str(path.parent), *(p for p in sys.path if p not in ("", os.environ["GRADING_ROOT"]))]
     run_notebook(path, sockets, events)

@@ -1,4 +1,4 @@
-"""Write `assets/grading-bands.json`: between which gains a trained adapter lies, from the reference runs of several seeds.
+"""Write `assets/grading-bands.json`: between which gains a trained adapter lies, from reference runs of several seeds.
 
 python scripts/grading_bands.py [--fewest 5]
 """
