@@ -35,8 +35,12 @@ def encode(value: object, buffers: list[bytes], depth: int = 0) -> object:
     """`value` as a JSON tree whose arrays lie in `buffers`. Raises NotPlainError for what is not plain data."""
     if depth > DEEPEST:
         raise NotPlainError("it is nested too deeply, or holds itself")
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or type(value) in (bool, int, float, str):
         return value
+    if (numbers := _encode_numbers(value, buffers)) is not None:
+        return numbers
+    if isinstance(value, (int, float, str)):  # a class derived from one of these: its value crosses, the class does not
+        return next(kind(value) for kind in (str, int, float) if isinstance(value, kind))
     for kind, tag in ((list, "list"), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset")):
         if isinstance(value, kind):
             return [tag, [encode(item, buffers, depth + 1) for item in value]]
@@ -54,7 +58,7 @@ def encode(value: object, buffers: list[bytes], depth: int = 0) -> object:
         return ["range", value.start, value.stop, value.step]
     if isinstance(value, PurePath):
         return ["path", str(value)]
-    return _encode_numbers(value, buffers) or _encode_dataclass(value, buffers, depth)
+    return _encode_dataclass(value, buffers, depth)
 
 
 def _encode_numbers(value: object, buffers: list[bytes]) -> object:

@@ -49,7 +49,7 @@ def solution(name: str, source: str) -> dict:
     return code(name, source, known(name, solution=True))
 
 
-def test_cell(name: str, source: str, points: float, *tags: str) -> dict:
+def graded_cell(name: str, source: str, points: float, *tags: str) -> dict:
     return code(name, source, known(name, grade=True, locked=True, points=points) | {"tags": list(tags)})
 
 
@@ -75,30 +75,35 @@ def solved_notebooks() -> dict[str, dict]:
         text("title", "# One"),
         code("setup", "import os\nfrom utils.small import double"),
         solution("twice", begin("def twice(x):\n#:\n    doubled_secretly = x + x\n    return doubled_secretly")),
-        test_cell("test-twice", hidden(
-            "assert twice(2) == 4, 'twice(2) is 4'", "for number in range(-50, 50):\n    assert twice(number) == double(number)"
+        graded_cell("test-twice", hidden(
+            "assert twice(2) == 4, 'twice(2) is 4'",
+            "for number in range(-50, 50):\n    assert twice(number) == double(number)",
         ), 4),
         solution("answer", begin("answer = None\n#:\nanswer = sum(twice(n) for n in range(7))")),
-        test_cell("test-answer", "assert answer == 42, 'it is the sum of 0, 2, ... 12'", 2),
+        graded_cell("test-answer", "assert answer == 42, 'it is the sum of 0, 2, ... 12'", 2),
         text("why", ANSWER, known("why", grade=True, solution=True, points=5)),
     )  # fmt: skip
     numbers = notebook(
         code("import", "import numpy as np"),
         solution("mean", begin("def mean(values):\n#:\n    return float(np.mean(values))")),
-        test_cell("test-mean", hidden(
+        graded_cell("test-mean", hidden(
             "assert np.isclose(mean([1, 2, 3]), 2)", "assert np.isclose(mean(np.arange(10.0)), 4.5)"
         ), 3),
-        test_cell("adapter", "assert os.path.isdir('artifacts')", 10, "grade-adapter"),
+        graded_cell("adapter", "assert os.path.isdir('artifacts')", 10, "grade-adapter"),
     )  # fmt: skip
     tensors = notebook(
         code("import-torch", "import torch"),
         solution("scale", begin("def scale(weight, factors):\n#:\n    return torch.diag(factors) @ weight")),
-        test_cell("test-scale", hidden(
-            "weight, factors = torch.randn(3, 2), torch.arange(3.0)\nassert torch.allclose(scale(weight, factors)[2], 2 * weight[2])",
+        graded_cell("test-scale", hidden(
+            "weight, factors = torch.randn(3, 2), torch.arange(3.0)\n"
+            "assert torch.allclose(scale(weight, factors)[2], 2 * weight[2])",
             "assert torch.equal(scale(torch.ones(4, 1), torch.arange(4.0)).flatten(), torch.arange(4.0))",
         ), 3),
-        solution("live", begin("counter = None\n#:\ncounter = iter(range(1, 9))\ncounter = type('C', (), {'next': lambda s, i=counter: next(i)})()")),
-        test_cell("test-live", "assert [counter.next(), counter.next()] == [1, 2]", 2),
+        solution("live", begin(
+            "counter = None\n#:\nclass Counting:\n    values = iter(range(1, 9))\n"
+            "    def next(self):\n        return next(self.values)\ncounter = Counting()"
+        )),
+        graded_cell("test-live", "assert [counter.next(), counter.next()] == [1, 2]", 2),
     )  # fmt: skip
     return {"01-Plain.ipynb": plain, "02-Numbers.ipynb": numbers, "03-Tensors.ipynb": tensors}
 

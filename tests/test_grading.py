@@ -1,10 +1,10 @@
-"""A class of submissions, honest and hostile, graded on a course of three small notebooks; who gets what is one table."""
+"""A class of submissions, honest and hostile, graded on a course of three notebooks; who gets what is one table."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
+import re
 import socket
 import sys
 import zipfile
@@ -15,23 +15,26 @@ import pytest
 from grading_course import (
     ALL_RIGHT,
     MEAN,
-    SCALE,
     TWICE,
     adapter_files,
     as_files,
     as_zip,
+    begin,
+    code,
+    graded_cell,
     handed_in,
+    notebook,
+    solution,
     vectors,
     write_course,
     write_reference,
 )
 
-from grading import cells
+from grading import cells, codec
 from grading.adapter import BandError, find_adapter_files, grade_adapter, make_bands
 from grading.course import Course, CourseError, Runner, calibrate
 from grading.intake import IntakeError, collect, read_name
-from grading.match import match
-from grading.report import write_reports
+from grading.report import write_reports, write_table
 from grading.run import grade_class
 from grading.sandbox import Limits
 
@@ -61,19 +64,17 @@ class Equal(int):
 answer = twice = mean = scale = Equal(0)
 """
 ANY = "class Any:\n    __eq__ = lambda self, other: True\n    __bool__ = lambda self: True\ndef twice(x): return Any()"
-PATCHED = (
-    """
-import builtins, sys
+MEMORY = "kept = [b'x' * (32 << 20) for _ in range(40)]"  # 1.3 GB at most, should no limit hold
+FORKS = "import os, time\nfor _ in range(40):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(60)"
+PATCHED = """
+import builtins
 import numpy as np
 np.mean = lambda *a, **k: 0.0
 np.isclose = np.allclose = lambda *a, **k: True
-np.ndarray.__eq__ = lambda *a: True if False else True
-""".replace("np.ndarray.__eq__ = lambda *a: True if False else True\n", "")
-    + (
-        "builtins.abs = builtins.all = lambda *a: True\nget_ipython().run_cell = lambda *a, **k: None\n"
-        "def mean(values): return 0.0"
-    )
-)
+builtins.abs = builtins.all = lambda *a: True
+get_ipython().run_cell = lambda *a, **k: None
+def mean(values): return 0.0
+"""
 PATCHED_TORCH = """
 torch.allclose = torch.equal = lambda *a, **k: True
 torch.Tensor.__eq__ = lambda self, other: True
@@ -141,28 +142,27 @@ def only(**answers: str) -> dict[str, bytes]:
     return as_files(answers)
 
 
-# student -> (what is handed in, points for each of QUESTIONS, a piece of what the feedback says)
+# student -> (what is handed in, points for each of QUESTIONS, a pattern that the feedback has)
 def table(root: Path, port: int) -> dict[str, tuple[dict[str, bytes], tuple, str]]:
     return {
         "right": (RIGHT, (4, 2, OPEN, 3, 10, 3, 2), "right"),
         "empty": (only(), (0, 0, 0, 0, 0, 0, 0), "not attempted"),
         "nothing": ({}, (0, 0, 0, 0, 0, 0, 0), "01-Plain.ipynb was not found"),
-        "hard-coded": (only(twice="def twice(x): return 4"), (4 * 0, 0, 0, 0, 0, 0, 0), "wrong for other inputs"),
+        "hard-coded": (only(twice="def twice(x): return 4"), (0,) * 7, "wrong for other inputs"),
         "syntax": (only(twice="def twice(x:", answer="answer = 42"), (0, 2, 0, 0, 0, 0, 0), "SyntaxError"),
-        "crash": (only(twice="import os\nos._exit(0)", answer="answer = 42"), (0, 2, 0, 0, 0, 0, 0), "process that ran"),
+        "crash": (only(twice="import os\nos._exit(0)", answer="answer = 42"), (0, 2, 0, 0, 0, 0, 0), "process that"),
         "exit": (only(twice="raise SystemExit(0)", mean=MEAN), (0, 0, 0, 3, 0, 0, 0), "SystemExit"),
         "late crash": (only(twice="def twice(x):\n    import os\n    os._exit(0)"), (0,) * 7, "process that ran"),
         "hang": (only(twice="while True: pass", answer="answer = 42"), (0, 2, 0, 0, 0, 0, 0), "stopped: it "),
-        "memory": (only(twice="kept = [b'x' * (32 << 20) for _ in range(40)]"), (0,) * 7, "MemoryError"),
-        "flood": (only(twice=f"for _ in range(100): print('x' * 100_000)\n{TWICE}"), (4, 0, 0, 0, 0, 0, 0), ""),
-        "forks": (only(twice="import os, time\nfor _ in range(40):\n    if os.fork() == 0: time.sleep(60)\ntime.sleep(60)"),
-                  (0,) * 7, "processes"),
+        "memory": (only(twice=MEMORY), (0,) * 7, "MemoryError|memory|did not end"),
+        "flood": (only(twice=f"for _ in range(100): print('x' * 100_000)\n{TWICE}"), (0,) * 7, "File too large"),
+        "forks": (only(twice=FORKS), (0,) * 7, "processes|did not end"),
         "numpy": (only(mean=PATCHED), (0,) * 7, "a test fails"),
         "torch": (only(scale=PATCHED_TORCH), (0,) * 7, ""),
         "equal": (only(twice=EQUAL, answer=EQUAL, mean=EQUAL, scale=EQUAL), (0,) * 7, ""),
         "any": (only(twice=ANY), (0,) * 7, "cannot be judged"),
         "edited": (edited(), (0,) * 7, "not attempted"),
-        "utils": (only(twice=FORGED) | {"utils/small.py": b"def double(x): return 0"}, (0,) * 7, "twice(2) is 4"),
+        "utils": (only(twice=FORGED) | {"utils/small.py": b"def double(x): return 0"}, (0,) * 7, "process that ran|damaged|twice"),
         "thief": (only(twice=stolen(root)), (0,) * 7, "fails"),
         "caller": (only(twice=caller(port)), (0,) * 7, "your cell twice fails"),
         "copied adapter": (as_files({}, adapter_files(vectors(seed=1))), (0,) * 7, "reference adapter"),
@@ -240,7 +240,7 @@ def test_points_and_feedback_of(name, graded, exported):
     found = tuple(one.results[question]["points"] for question in QUESTIONS)
     messages = " ".join([*one.remarks, *(result["message"] for result in one.results.values())])
     assert found == points, messages
-    assert said in messages
+    assert re.search(said, messages), messages
 
 
 def test_nobody_is_missing_and_only_live_objects_are_judged_inside(graded, exported):
@@ -401,13 +401,89 @@ def test_an_empty_export_is_said(tmp_path):
         collect(tmp_path)
 
 
-def test_a_name_is_no_formula_and_no_markup(root, tmp_path):
-    (tmp_path / "in" / "=1+1 <b>x").mkdir(parents=True)
+def test_a_name_is_no_formula_no_markup_and_a_safe_file(tmp_path):
+    (tmp_path / "=1+1 <b>x").mkdir()
+    (submission,), _ = collect(tmp_path)
+    assert re.fullmatch(r"1-1-b-x-[0-9a-f]{6}", submission.key)
+    write_table(tmp_path / "t.csv", [(submission.student, -1)])
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8-sig") == "'=1+1 <b>x,-1\n"
+
+
+# --- what crosses between the processes ---
+
+
+class Odd:
+    """Nothing that may cross."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        3,
+        2.5,
+        "é",
+        [1, [2]],
+        (1, "a"),
+        {1: [2]},
+        {3, 4},
+        1j,
+        b"x",
+        range(3),
+        ...,
+        np.float32(2),
+        np.int64(3),
+    ],
+    ids=repr,
+)
+def test_plain_data_crosses_unchanged(value):
+    buffers: list[bytes] = []
+    found = codec.decode(json.loads(json.dumps(codec.encode(value, buffers))), buffers)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((0, 3)), np.arange(6.0).reshape(2, 3).T, np.array(True), np.array([1 + 2j])]
+)
+def test_arrays_cross_with_type_and_shape(array):
+    buffers: list[bytes] = []
+    found = codec.decode(json.loads(json.dumps(codec.encode(array, buffers))), buffers)
+    assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
+
+
+@pytest.mark.parametrize("value", [Odd(), [Odd()], print, iter([]), np.array([Odd()], dtype=object)], ids=str)
+def test_objects_do_not_cross(value):
+    with pytest.raises(codec.NotPlainError):
+        codec.encode(value, [])
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [["dataclass", "os", "system", []], ["dataclass", "utils.config", "ROOT", []], ["array", "O", [1], 0], ["no"], {},
+     ["array", "<f8", [9], 0], ["array", "<f8", [-1], 0], ["tensor", "qint8", [1], 0], ["list", 3], ["bytes", 7]],
+    ids=str,
+)  # fmt: skip
+def test_damaged_or_hostile_data_is_refused(tree):
+    with pytest.raises(codec.NotPlainError):
+        codec.decode(tree, [b"12345678"])
+
+
+def test_what_a_function_does_to_its_arguments_comes_back_and_ours_run_here(tmp_path):
+    """A course whose test passes a list, an array and a function of ours."""
+    test = (
+        "import numpy as np\nseen, values, array = [], [1, 2], np.zeros(2)\n"
+        "assert change(values, array, lambda x: seen.append(x) or x + 1) == 8\n"
+        "assert values == [1, 2, 3] and array.tolist() == [5, 0] and seen == [7]\n"
+        "try:\n    change(1, 2, 3)\nexcept AttributeError:\n    pass"
+    )
+    solved = begin("def change(v, a, f):\n#:\n    v.append(3)\n    a[0] = 5\n    return f(7)")
+    book = notebook(code("import", "import numpy"), solution("change", solved), graded_cell("test-change", test, 1))
+    root = write_course(tmp_path, ())
+    (root / "01-A.ipynb").write_bytes(cells.write_notebook(book))
     course = Course.load(root)
-    submissions, aside = collect(tmp_path / "in")
-    class_ = grade_class(course, submissions, tmp_path / "state", LIMITS) if False else None
-    assert class_ is None and submissions[0].key.startswith("1-1-b-x-") and not aside
-    assert match(course, {})[1][0] == "01-Plain.ipynb was not found in what you handed in"
+    with Runner(course, course.plans[0], LIMITS, []) as runner:
+        assert calibrate(runner) == [] and course.inside == set()
 
 
 # --- adapters ---
@@ -451,8 +527,3 @@ def test_bands_need_five_seeds_and_exclude_the_untrained():
     with pytest.raises(BandError, match="untrained"):
         make_bands(run_pairs([0.0, 0.1]), fewest=2)
     assert json.dumps(make_bands(run_pairs([0.02] * 5)))
-
-
-def test_nothing_of_the_class_is_left_behind(graded):
-    assert not [name for name in os.listdir(Path(os.environ.get("TMPDIR", "/tmp"))) if name == "owned"]
-    assert SCALE  # a right answer written differently from ours is part of ALL_RIGHT
