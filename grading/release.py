@@ -143,13 +143,14 @@ def find_traces(root: Path, folder: Path, archive: Path | None = None) -> list[s
     secrets = {line for notebook in solved for line in secret_lines(notebook)}
     secrets -= {line for line in secrets if any(line.encode() in text for text in shown)}
     needles = [(line, {line.encode(), json.dumps(line)[1:-1].encode(), _escaped(line)}) for line in sorted(secrets)]
-    places = [
-        (path.relative_to(folder).as_posix(), path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()
-    ]
+    places = [(p.relative_to(folder).as_posix(), p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()]
     if archive is not None:
+        known = {data for _, data in places}
         places.append((archive.name, archive.read_bytes()))
         with zipfile.ZipFile(archive) as file:
-            places += [(f"{archive.name}:{name}", name.encode() + file.read(name)) for name in file.namelist()]
+            places.append((f"{archive.name}: names", "\n".join(file.namelist()).encode()))
+            members = [(f"{archive.name}: {name}", file.read(name)) for name in file.namelist()]
+        places += [(name, data) for name, data in members if data not in known]  # the same bytes are looked at once
     return [f"{name}: {line!r}" for name, data in places for line, forms in needles if any(f in data for f in forms)]
 
 

@@ -101,7 +101,9 @@ def test_a_cell_out_of_format_is_named(source, kind, said):
 
 
 def test_names_of_a_cell():
-    source = "import os\nfrom a import b\nx, (y, *z) = 1, (2, 3)\ndef f(q):\n    r = 1\nclass C:\n    s = 1\nfor i in x: pass"
+    source = (
+        "import os\nfrom a import b\nx, (y, *z) = 1, (2, 3)\ndef f(q):\n    r = 1\nclass C: s = 1\nfor i in x: pass"
+    )
     assert cells.bound_names(source) == {"x", "y", "z", "f", "C", "i"}
     assert cells.bound_names("def broken(:\nvalue = 3") == {"broken", "value"}
     assert cells.used_names("g(h.i, [k for k in m])") == {"g", "h", "k", "m"}
