@@ -27,7 +27,6 @@ from grading.sandbox import Limits
 ROOT = Path(__file__).resolve().parent.parent
 # What a student's code must not read on the grader's machine, beside notebooks, submissions and results.
 SECRET = (".git", "build", "tests", "grading", "scripts", "docs")
-PATIENCE = 3600  # seconds that a notebook may need for the cells before one test
 
 
 class CourseError(RuntimeError):
@@ -119,6 +118,7 @@ class Course:
     root: Path
     plans: tuple[Plan, ...]
     inside: set[str] = field(default_factory=set)  # questions whose test runs in the student's process
+    troubles: list[str] = field(default_factory=list)  # our own cells that failed in the student edition
 
     @classmethod
     def load(cls, root: Path = ROOT) -> Course:
@@ -174,13 +174,16 @@ def _plan(path: Path) -> Plan:
 
 
 class Runner:
-    """One notebook of the course, running; a context manager. Answers can be judged from several threads at once."""
+    """One notebook of the course, running; a context manager. Answers can be judged from several threads at once.
 
-    def __init__(self, course: Course, plan: Plan, limits: Limits, hide: list[Path], only: set[str] | None = None):
-        self.course, self.plan, self.limits = course, plan, limits
+    It is ready at its last test, or with `whole` at its end. `troubles`: our own cells that failed until then.
+    """
+
+    def __init__(self, course: Course, plan: Plan, limits: Limits, hide: list[Path], *, whole: bool = False):
+        self.course, self.plan, self.limits, self.whole = course, plan, limits, whole
         self.hide = [*course.secrets(), *hide]
-        self.troubles: list[str] = []  # our own cells that failed in the student edition
-        self.wanted = {q.grade_id for q in plan.questions if q.kind == "code" and (only is None or q.grade_id in only)}
+        self.troubles: list[str] = []
+        self.wanted = {question.grade_id for question in plan.questions if question.kind == "code"}
 
     def __enter__(self) -> Runner:
         self.folder = Path(tempfile.mkdtemp(prefix="grading-"))
@@ -214,7 +217,7 @@ class Runner:
         os.close(writer)
         waiting = set(self.wanted)
         with os.fdopen(reader, encoding="utf-8") as events:
-            while waiting:
+            while waiting or self.whole:
                 event = json.loads(events.readline() or "{}")
                 waiting.discard(event.get("ready"))
                 if "cell" in event:
@@ -245,7 +248,7 @@ class Runner:
             "limits": self.limits.to_dict(),
         }
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(12 * self.limits.seconds + 300)
+            connection.settimeout(3 * self.limits.clock + 300)
             connection.connect(str(self.folder / "s" / question.grade_id))
             codec.send(connection, job)
             started, _ = codec.receive(connection)
@@ -260,6 +263,7 @@ class Runner:
 def calibrate(runner: Runner) -> list[str]:
     """Judge our own solutions and the stubs; returns what cannot be graded, in words, and fills `course.inside`."""
     faults = []
+    runner.course.troubles += runner.troubles
     for question in (q for q in runner.plan.questions if q.grade_id in runner.wanted):
         right = runner.judge(question, runner.plan.solved(), inside=False)
         inside = False

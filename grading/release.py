@@ -130,18 +130,24 @@ def secret_lines(solved: Mapping) -> set[str]:
     return {line for line in secrets if len(line) >= DISTINCT} | {"### BEGIN SOLUTION", "### BEGIN HIDDEN TESTS"}
 
 
+def secrets_of(root: Path) -> tuple[set[str], set[str]]:
+    """The lines that must not be in the student edition, and those of solutions that students see anyway."""
+    solved = [read_solved(path) for path in course_notebooks(root)]
+    shown = [path.read_bytes() for path, _ in _shipped_files(root, SHIPPED) if path.suffix in (".py", ".md")]
+    shown += [_plain_sources(notebook) for notebook in solved]
+    shown += [(HERE / name).read_bytes() for name in OWN]
+    lines = {line for notebook in solved for line in secret_lines(notebook)}
+    seen = {line for line in lines if any(line.encode() in text for text in shown)}
+    return lines - seen, seen
+
+
 def find_traces(root: Path, folder: Path, archive: Path | None = None) -> list[str]:
     """Where a line of a solution or hidden test of `root` stands in a file of `folder` or of `archive`; else empty.
 
     Looked for as plain text and as JSON writes it, in every byte of every file. A line that the course shows to
     students anyway, in `utils` or in a cell that is not a solution, is no secret.
     """
-    solved = [read_solved(path) for path in course_notebooks(root)]
-    shown = [path.read_bytes() for path, _ in _shipped_files(root, SHIPPED) if path.suffix in (".py", ".md")]
-    shown += [_plain_sources(notebook) for notebook in solved]
-    shown += [(HERE / name).read_bytes() for name in OWN]
-    secrets = {line for notebook in solved for line in secret_lines(notebook)}
-    secrets -= {line for line in secrets if any(line.encode() in text for text in shown)}
+    secrets, _ = secrets_of(root)
     needles = [(line, {line.encode(), json.dumps(line)[1:-1].encode(), _escaped(line)}) for line in sorted(secrets)]
     places = [(p.relative_to(folder).as_posix(), p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()]
     if archive is not None:

@@ -138,6 +138,7 @@ def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[
             "cut off by a namespace" if facts["network"] == "namespace" else "not cut off: proxies off, Hub offline"
         )
         lines.append(f"network: {network}; files: {facts['files']}; processes: {facts['processes']}")
+    lines += [f"a cell of ours failed in the student edition: {text}" for text in course.troubles]
     if course.inside:
         names = ", ".join(sorted(course.inside))
         lines.append(f"judged inside the student's process (live objects; look twice at full points): {names}")

@@ -67,11 +67,14 @@ def grade_class(
         if any(question.kind == "code" for question in plan.questions):
             with Runner(course, plan, limits, hide or []) as runner:
                 if faults := calibrate(runner):
-                    raise CourseError("; ".join([*faults, *runner.troubles]))
-                with ThreadPoolExecutor(jobs) as pool:
-                    work = [pool.submit(_grade, graded, plan, runner, adapter, state, digest, tick) for graded in due]
+                    raise CourseError("; ".join(faults + runner.troubles))
+                pool = ThreadPoolExecutor(jobs)
+                work = [pool.submit(_grade, graded, plan, runner, adapter, state, digest, tick) for graded in due]
+                try:
                     for future in work:
                         future.result()
+                finally:  # after Ctrl-C too: what is under way is finished and kept, what waits is not begun
+                    pool.shutdown(cancel_futures=True)
         else:
             for graded in due:
                 _grade(graded, plan, None, adapter, state, digest, tick)

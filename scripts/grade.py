@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "grades", help="where to write")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="answers judged at once")
     parser.add_argument("--seconds", type=float, default=Limits.seconds, help="processor time for one answer")
+    parser.add_argument("--clock", type=float, default=Limits.clock, help="seconds by the clock for one answer")
     parser.add_argument("--memory", type=float, default=2.0, help="gigabytes for one answer")
     parser.add_argument("--only", help="grade again the student of this name, whatever is kept of her")
     parser.add_argument("--assignment", default="IA3 lab", help="the column's name in the platform's gradebook")
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(os, "fork"):
         print("FAILED grading needs Linux or macOS; on Windows run it in WSL", file=sys.stderr)
         return 1
-    limits = Limits(seconds=options.seconds, memory=int(options.memory * 2**30))
+    limits = Limits(seconds=options.seconds, clock=options.clock, memory=int(options.memory * 2**30))
     state = options.output / "state"
     try:
         course = Course.load(options.root.resolve())

@@ -40,7 +40,7 @@ from grading.sandbox import Limits
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="grading forks")
 
-LIMITS = Limits(seconds=4, memory=400 << 20, processes=12, file=4 << 20)
+LIMITS = Limits(seconds=4, clock=90, memory=400 << 20, processes=12, file=4 << 20)
 BANDS = {"loss_gain": (0.01, 0.5), "positivity_gain": (0.05, 0.9)}
 GOOD = adapter_files(vectors())
 QUESTIONS = ("test-twice", "test-answer", "why", "test-mean", "adapter", "test-scale", "test-live")
@@ -65,7 +65,7 @@ answer = twice = mean = scale = Equal(0)
 """
 ANY = "class Any:\n    __eq__ = lambda self, other: True\n    __bool__ = lambda self: True\ndef twice(x): return Any()"
 MEMORY = "kept = [b'x' * (32 << 20) for _ in range(40)]"  # 1.3 GB at most, should no limit hold
-FORKS = "import os, time\nfor _ in range(40):\n    if os.fork() == 0:\n        time.sleep(60)\ntime.sleep(60)"
+FORKS = "import os, time\nfor _ in range(40):\n    if os.fork() == 0:\n        time.sleep(200)\ntime.sleep(200)"
 PATCHED = """
 import builtins
 import numpy as np
@@ -334,12 +334,12 @@ def test_the_limits_hold_without_namespaces(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADING_NO_NAMESPACES", "1")
     course = Course.load(write_course(tmp_path, ("01-Plain.ipynb",)))
     question = course.plans[0].questions[0]
-    with Runner(course, course.plans[0], Limits(seconds=2, processes=12), []) as runner:
+    with Runner(course, course.plans[0], Limits(seconds=4, clock=90, processes=12), []) as runner:
         right = runner.judge(question, {"twice": TWICE})
         escape = (
-            "import os, time\nfor _ in range(20):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(50)"
+            "import os, time\nfor _ in range(20):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(200)"
         )
-        stopped = runner.judge(question, {"twice": f"{escape}\ntime.sleep(50)"})
+        stopped = runner.judge(question, {"twice": f"{escape}\ntime.sleep(200)"})
     assert right["passed"] and right["sandbox"]["network"] == "limits"
     assert "processes" in stopped["stopped"] or "did not end" in stopped["stopped"]
 
