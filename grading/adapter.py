@@ -167,10 +167,14 @@ class Meter:
         import torch
 
         from utils.adapters import attach, load_base, set_scaling_vectors
+        from utils.evaluation import EvaluationError
 
         model = attach(load_base(self.bench.profile)[0], "ia3")
         set_scaling_vectors(model, {_key(name): torch.from_numpy(v.copy()).flatten() for name, v in tensors.items()})
-        loss, positive = self.scores(model)
+        try:
+            loss, positive = self.scores(model)
+        except EvaluationError:  # it writes nothing at all: there is no share of anything
+            return dict.fromkeys(GAINS, math.nan)
         return {"loss_gain": self.base[0] - loss, "positivity_gain": positive - self.base[1]}
 
 

@@ -33,7 +33,7 @@ NO_NETWORK = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What one answer may use: `seconds` of processor time, which a busy machine does not change; `clock` by the clock."""
+    """What one answer may use: `seconds` of processor time (the same on a busy machine), `clock` seconds in all."""
 
     seconds: float = 60.0
     clock: float = 300.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import re
@@ -30,8 +31,9 @@ from grading_course import (
     write_reference,
 )
 
+import utils.adapters
 from grading import cells, codec
-from grading.adapter import BandError, find_adapter_files, grade_adapter, make_bands
+from grading.adapter import BandError, Meter, find_adapter_files, grade_adapter, make_bands
 from grading.course import Course, CourseError, Runner, calibrate
 from grading.intake import IntakeError, collect, read_name
 from grading.report import write_reports, write_table
@@ -527,3 +529,20 @@ def test_bands_need_five_seeds_and_exclude_the_untrained():
     with pytest.raises(BandError, match="untrained"):
         make_bands(run_pairs([0.0, 0.1]), fewest=2)
     assert json.dumps(make_bands(run_pairs([0.02] * 5)))
+
+
+def test_the_meter_measures_with_the_course_s_own_model(bench, tiny_model, tokenizer, monkeypatch):
+    """An adapter of ones gains exactly nothing; another one gains the same each time it is measured."""
+    monkeypatch.setattr(utils.adapters, "load_base", lambda profile: (copy.deepcopy(tiny_model), tokenizer))
+    sizes = {name: getattr(bench.profile, name) for name in ("block_length", "eval_blocks", "new_tokens")}
+    monkeypatch.setenv("LAB_OVERRIDE", ",".join(f"{k}={v}" for k, v in {**sizes, "samples_per_prompt": 1}.items()))
+    meter = Meter("mini")
+    shapes = {f"h.{layer}.{role}": shape for layer in range(2) for role, shape in ROLES.items()}
+    ones = {f"base_model.model.transformer.{name}.ia3_l": np.ones(s, np.float32) for name, s in shapes.items()}
+    assert meter(ones) == {"loss_gain": 0.0, "positivity_gain": 0.0}
+    moved = {name: value * np.float32(1.3) for name, value in ones.items()}
+    gains = meter(moved)
+    assert gains["loss_gain"] != 0 and meter(moved) == gains
+
+
+ROLES = {"attn.c_attn": (96, 1), "mlp.c_proj": (1, 128)}  # of conftest's model, whose width is 32
