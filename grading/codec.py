@@ -17,7 +17,8 @@ import sys
 from pathlib import PurePath
 
 TRUSTED = ("utils", "peft")  # packages whose dataclasses and exceptions may cross, by name and fields
-MOST_BYTES = 256 << 20
+MOST_BYTES = 256 << 20  # of one message
+MOST_JSON = 8 << 20  # of its part that is not raw numbers
 DEEPEST = 40
 NUMBERS = "?bhilqBHILQefdFD"  # NumPy's type codes that may cross: booleans, integers, floats, complex
 TORCH_TYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -204,7 +205,7 @@ def receive(connection: socket.socket) -> tuple[object, list[bytes]]:
     if not 1 <= count <= 10_000:
         raise ClosedError("the answer is damaged")
     sizes = struct.unpack(f"<{count}Q", _exactly(connection, 8 * count))
-    if sum(sizes) > MOST_BYTES:
+    if sum(sizes) > MOST_BYTES or sizes[0] > MOST_JSON:
         raise ClosedError("the answer is too large")
     head, *buffers = [_exactly(connection, size) for size in sizes]
     try:

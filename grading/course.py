@@ -27,6 +27,7 @@ from grading.sandbox import Limits
 ROOT = Path(__file__).resolve().parent.parent
 # What a student's code must not read on the grader's machine, beside notebooks, submissions and results.
 SECRET = (".git", "build", "tests", "grading", "scripts", "docs")
+PRIVATE = (".ssh", ".aws", ".config", ".gnupg", ".kube", ".netrc", ".git-credentials", ".cache/huggingface/token")
 
 
 class CourseError(RuntimeError):
@@ -156,8 +157,9 @@ class Course:
         return digest.hexdigest()[:16]
 
     def secrets(self) -> list[Path]:
-        """Files and folders of the course that a student's code must not read."""
-        return [self.root / name for name in SECRET] + list(self.root.glob("*.ipynb"))
+        """Files and folders that a student's code must not read: the course's, and those of the instructor's home."""
+        ours = [self.root / name for name in SECRET] + list(self.root.glob("*.ipynb"))
+        return ours + [Path.home() / name for name in PRIVATE]
 
 
 def _plan(path: Path) -> Plan:

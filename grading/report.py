@@ -94,7 +94,7 @@ def _write_tables(course: Course, class_: list[Graded], output: Path, assignment
             row = (one.student, one.lms_id, question.notebook, question.grade_id, number(result["points"]))
             how = result.get("mode", "person" if question.kind == "written" else "")
             questions.append((*row, number(question.points), result["state"], how, result["message"]))
-            if "answer" in result:
+            if result["state"] == "open":
                 mark = (number(result["points"]), result.get("comment", ""))
                 written.append((one.key, question.grade_id, number(question.points), *mark))
     tables = {"grades": grades, "questions": questions, "canvas": canvas, "moodle": moodle, "written": written}
@@ -116,7 +116,7 @@ def take_marks(class_: list[Graded], path: Path) -> None:
     for graded in class_:
         for name, result in graded.results.items():
             row = marks.get((graded.submission.key, name))
-            if row and "answer" in result:
+            if row and result["state"] == "open":
                 result["comment"] = row.get("comment") or ""
                 try:
                     result["points"] = min(
