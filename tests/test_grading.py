@@ -31,7 +31,6 @@ from grading_course import (
     write_reference,
 )
 
-import utils.adapters
 from grading import cells, codec
 from grading.adapter import BandError, Meter, find_adapter_files, grade_adapter, make_bands
 from grading.course import Course, CourseError, Runner, calibrate
@@ -533,7 +532,7 @@ def test_bands_need_five_seeds_and_exclude_the_untrained():
 
 def test_the_meter_measures_with_the_course_s_own_model(bench, tiny_model, tokenizer, monkeypatch):
     """An adapter of ones gains exactly nothing; another one gains the same each time it is measured."""
-    monkeypatch.setattr(utils.adapters, "load_base", lambda profile: (copy.deepcopy(tiny_model), tokenizer))
+    monkeypatch.setattr("utils.adapters.load_base", lambda profile: (copy.deepcopy(tiny_model), tokenizer))
     sizes = {name: getattr(bench.profile, name) for name in ("block_length", "eval_blocks", "new_tokens")}
     monkeypatch.setenv("LAB_OVERRIDE", ",".join(f"{k}={v}" for k, v in {**sizes, "samples_per_prompt": 1}.items()))
     meter = Meter("mini")
