@@ -6,6 +6,11 @@
 #                    for every profile
 #   make refresh     run the committed notebooks and write them back with fresh outputs
 #   make lint, make format
+# What an instructor runs; docs/instructor.md has the rest.
+#   make student                      write the student edition to build/student and build/student.zip
+#   make grade SUBMISSIONS=folder     grade one folder or zip per student into build/grades (GRADE="--jobs 4" for options)
+#   make formgrader SUBMISSIONS=folder   the same answers in nbgrader's formgrader, where written ones are read
+#   make bench-grading                grade synthetic submissions; print minutes per 100 and memory
 # LAB_PROFILE and the other LAB_* variables reach the notebooks as they are set.
 
 PYTHON ?= python3
@@ -22,7 +27,7 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
-.PHONY: course env lab test test-unit test-notebooks test-gpu refresh lint format
+.PHONY: course env lab test test-unit test-notebooks test-gpu refresh lint format student grade formgrader bench-grading
 
 course: env
 	$(REPLAYED) $(RUN) scripts/replay.py $(NOTEBOOKS)
@@ -65,3 +70,17 @@ lint: env
 format: env
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+student: env
+	$(RUN) scripts/student.py
+
+grade: env
+	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make grade SUBMISSIONS=folder"; exit 2; }
+	$(RUN) scripts/grade.py "$(SUBMISSIONS)" $(GRADE)
+
+formgrader: env
+	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make formgrader SUBMISSIONS=folder"; exit 2; }
+	$(RUN) scripts/formgrader.py "$(SUBMISSIONS)"
+
+bench-grading: env
+	$(RUN) scripts/bench_grading.py $(BENCH)

@@ -1,0 +1,207 @@
+"""A trained (IA)³ adapter, graded from its numbers alone.
+
+For: `grade_adapter`, on the bytes of `adapter_model.safetensors` and `probe.json`, and the bands that it holds the two
+gains against. The file is read by the `safetensors` library, never by pickle; the student's `adapter_config.json` is
+not used; the losses are measured here, on our base model and our held-out reviews. Not for: code (`worker.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+WEIGHTS, PROBE = "adapter_model.safetensors", "probe.json"
+GAINS = ("loss_gain", "positivity_gain")
+SHARES = {"sound": 0.4, "loss_gain": 0.3, "positivity_gain": 0.3}  # of the points
+FEWEST_SEEDS = 5
+LEAST_CHANGE = 1e-3  # an adapter none of whose factors moved this far from 1 has not been trained
+MOST_CHANGE = 10.0
+MOST_BYTES = 16 << 20
+
+Measure = Callable[[dict[str, np.ndarray]], Mapping[str, float]]
+
+
+class BandError(ValueError):
+    """The bands cannot be made from these records; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, and in words what was found."""
+
+    name: str
+    passed: bool
+    message: str
+
+
+def find_adapter_files(files: Mapping[str, bytes], task: str = "positive") -> dict[str, bytes]:
+    """The adapter of `task` among a student's files, by file name; empty where there is none."""
+    folders = [PurePosixPath(name).parent for name in files if PurePosixPath(name).name == WEIGHTS]
+    folders.sort(key=lambda folder: (task not in folder.name, str(folder)))
+    found = [folder for folder in folders if task in folder.name or len(folders) == 1]
+    if not found:
+        return {}
+    return {name: files[str(found[0] / name)] for name in (WEIGHTS, PROBE) if str(found[0] / name) in files}
+
+
+def grade_adapter(
+    files: Mapping[str, bytes], references: Sequence[Path], bands: Mapping[str, Sequence[float]], measure: Measure
+) -> tuple[float, list[Check]]:
+    """`(share of the points, checks)`; a file that is not sound gets nothing and is not measured.
+
+    `references`: folders of adapters that come with the course; the first says which keys, shapes and base are right,
+    and none of them may be handed in. `bands`: `{"loss_gain": (low, high), ...}`. `measure`: tensors -> gains.
+    """
+    checks, tensors = check_file(files, references)
+    if not all(check.passed for check in checks):
+        return 0.0, checks
+    gains = measure(tensors)
+    for name in GAINS:
+        (low, high), value = bands[name], float(gains[name])
+        what = {"loss_gain": "loss on held-out positive reviews, base minus yours, nats per token",
+                "positivity_gain": "share of positive texts, yours minus the base's"}[name]  # fmt: skip
+        inside = math.isfinite(value) and low <= value <= high
+        note = "" if inside else ": too little was learned" if not value > low else ": more than training can give"
+        checks.append(Check(name, inside, f"{what}: {value:+.4f}, expected {low:+.4f} to {high:+.4f}{note}"))
+    share = SHARES["sound"] + sum(SHARES[check.name] for check in checks if check.name in GAINS and check.passed)
+    return round(share, 6), checks
+
+
+def check_file(files: Mapping[str, bytes], references: Sequence[Path]) -> tuple[list[Check], dict[str, np.ndarray]]:
+    """The checks that need no model, up to the first that fails, and the tensors."""
+    if WEIGHTS not in files:
+        return [Check("file", False, f"no {WEIGHTS} was handed in: run 02, then submit.py")], {}
+    try:
+        if len(files[WEIGHTS]) > MOST_BYTES:
+            raise ValueError("it is too large for an adapter")
+        tensors = load(files[WEIGHTS])
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+        return [Check("file", False, f"{WEIGHTS} is not a safetensors file of plain numbers ({str(error)[:80]})")], {}
+    known = [load((folder / WEIGHTS).read_bytes()) for folder in references]
+    checks = [Check("file", True, "a safetensors file")]
+    for test in (_shapes, _finite, _trained, _own):
+        checks.append(test(tensors, known))
+        if not checks[-1].passed:
+            return checks, {}
+    checks.append(_base(files.get(PROBE), references[0]))
+    return checks, tensors
+
+
+def _shapes(tensors: dict, known: list[dict]) -> Check:
+    wanted = {name: (value.shape, value.dtype) for name, value in known[0].items()}
+    has = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+    if wanted.keys() != has.keys():
+        missing, more = sorted(wanted.keys() - has.keys()), sorted(has.keys() - wanted.keys())
+        what = f"{len(missing)} of {len(wanted)} vectors are missing" if missing else f"{len(more)} that do not belong"
+        return Check("shapes", False, f"{what}, {(missing or more)[0][:80]} for one: see the configuration's targets")
+    if bad := sorted(name for name in wanted if wanted[name] != has[name]):
+        shape, kind = has[bad[0]]
+        return Check(
+            "shapes", False, f"{bad[0]} is {kind} {list(shape)}, not {wanted[bad[0]][1]} {list(wanted[bad[0]][0])}"
+        )
+    return Check("shapes", True, f"{len(has)} vectors, {sum(v.size for v in tensors.values()):,} factors")
+
+
+def _finite(tensors: dict, _: list[dict]) -> Check:
+    bad = sum(not np.isfinite(value).all() for value in tensors.values())
+    return Check("finite", not bad, f"NaN or infinity in {bad} vectors: the training diverged" if bad else "all finite")
+
+
+def _trained(tensors: dict, _: list[dict]) -> Check:
+    most = max(float(np.abs(value.astype(np.float64) - 1).max()) for value in tensors.values())
+    if most < LEAST_CHANGE:
+        return Check("trained", False, "every factor is 1: this adapter has not been trained")
+    if most > MOST_CHANGE:
+        return Check("trained", False, f"a factor is {most:.3g} away from 1: no training of the course gives that")
+    return Check("trained", True, f"factors up to {most:.3f} away from 1")
+
+
+def _own(tensors: dict, known: list[dict]) -> Check:
+    for other in known:
+        if other.keys() == tensors.keys() and all(np.array_equal(other[name], tensors[name]) for name in other):
+            return Check("own", False, "these are the numbers of a reference adapter that comes with the course")
+    return Check("own", True, "not a copy of a reference adapter")
+
+
+def _base(probe: bytes | None, reference: Path) -> Check:
+    wanted = json.loads((reference / PROBE).read_text(encoding="utf-8"))["base_fingerprint"]
+    try:
+        found = json.loads(probe or b"{}")["base_fingerprint"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Check("base", False, f"{PROBE} is missing or damaged: it says which base model the adapter is for")
+    good = found == wanted
+    return Check("base", good, "trained on the course's base model" if good else "trained on another base model")
+
+
+class Meter:
+    """Measures adapters of one profile with the course's own `utils`: the base, reviews and judges are loaded once."""
+
+    def __init__(self, profile: str = "mini") -> None:
+        from utils.comparison import Bench
+        from utils.config import load_profile, quiet
+        from utils.data import PROMPTS
+        from utils.evaluation import held_out_loss, positivity
+        from utils.generation import generate
+
+        quiet()
+        self.bench = Bench(load_profile(profile))
+        test = self.bench.blocks("test", "positive", limit=self.bench.profile.eval_blocks)
+
+        def scores(model: object) -> tuple[float, float]:
+            options = self.bench.profile.sampling
+            samples = generate(model, self.bench.tokenizer, PROMPTS, seed=self.bench.profile.seed, **options)
+            return held_out_loss(model, test).value, positivity(samples, self.bench.judges["words"]).value
+
+        self.scores = scores
+        self.base = scores(self.bench.base)
+
+    def __call__(self, tensors: dict[str, np.ndarray]) -> dict[str, float]:
+        """The gains of an adapter over the base; same numbers in, same gains out."""
+        import torch
+
+        from utils.adapters import attach, load_base, set_scaling_vectors
+        from utils.evaluation import EvaluationError
+
+        model = attach(load_base(self.bench.profile)[0], "ia3")
+        set_scaling_vectors(model, {_key(name): torch.from_numpy(v.copy()).flatten() for name, v in tensors.items()})
+        try:
+            loss, positive = self.scores(model)
+        except EvaluationError:  # it writes nothing at all: there is no share of anything
+            return dict.fromkeys(GAINS, math.nan)
+        return {"loss_gain": self.base[0] - loss, "positivity_gain": positive - self.base[1]}
+
+
+def _key(name: str) -> str:
+    """`scaling_vectors`' name for a tensor of the file: "3.attention", "3.feedforward"."""
+    layer = name.split(".h.")[1].split(".")[0]
+    return f"{layer}.{'attention' if 'attn.c_attn' in name else 'feedforward'}"
+
+
+def make_bands(pairs: Mapping[int, tuple[dict, dict]], fewest: int = FEWEST_SEEDS) -> dict:
+    """Bands from the metrics of reference runs: `{seed: (of (IA)³, of the base)}`.
+
+    From the worst seed minus the distance between worst and best (but no less than half of the worst), to the best plus
+    three times that distance. Raises BandError for fewer than `fewest` seeds, or a seed that gained nothing.
+    """
+    if len(pairs) < fewest:
+        raise BandError(f"{len(pairs)} seeds, {fewest} are needed: make more runs, or say --fewest {len(pairs)}")
+    values: dict[str, list[float]] = {name: [] for name in GAINS}
+    for ours, base in pairs.values():
+        values["loss_gain"].append(ours["base_test_loss_positive"]["value"] - ours["test_loss_positive"]["value"])
+        values["positivity_gain"].append(ours["positivity"]["value"] - base["positivity"]["value"])
+    bands: dict = {"seeds": sorted(pairs)}
+    for name, found in values.items():
+        worst, best = min(found), max(found)
+        if worst <= 0:
+            raise BandError(f"{name}: the worst seed gains {worst:+.4f}, so a band would let an untrained adapter pass")
+        low, high = max(worst - (best - worst), worst / 2), best + 3 * max(best - worst, worst / 2)
+        bands[name] = [round(low, 6), round(high, 6)]
+        bands[f"{name}_seeds"] = [round(value, 6) for value in found]
+    return bands

@@ -1,0 +1,218 @@
+"""Notebooks in nbgrader's format, version 3: which cell is a solution or a test; stubs; hidden tests.
+
+For: everything that follows from one cell alone, and reading a notebook that somebody else wrote. A notebook is the
+plain JSON of its file, every source one text. Works on any notebook in that format; needs no nbgrader.
+Not for: a whole course (`course.py`), writing the student edition (`release.py`).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+
+STUB = "...  # YOUR CODE HERE"
+ANSWER_STUB = "YOUR ANSWER HERE"
+SOLUTION = ("### BEGIN SOLUTION", "### END SOLUTION")
+HIDDEN = ("### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS")
+ADAPTER_TAG = "grade-adapter"  # a test cell with this tag gets its points from the submitted adapter (`adapter.py`)
+NAME = re.compile(r"[a-zA-Z0-9_-]+")
+
+
+class FormatError(ValueError):
+    """A notebook does not keep nbgrader's format; the message names the cell and what is wrong."""
+
+
+def grade_id(cell: Mapping) -> str | None:
+    """The id by which nbgrader knows the cell; None for a cell it does not know."""
+    return _nbgrader(cell).get("grade_id")
+
+
+def is_solution(cell: Mapping) -> bool:
+    """Whether a student writes in this cell."""
+    return bool(_nbgrader(cell).get("solution"))
+
+
+def is_test(cell: Mapping) -> bool:
+    """Whether this cell is a test that a machine runs for points."""
+    return bool(_nbgrader(cell).get("grade")) and not is_solution(cell) and cell["cell_type"] == "code"
+
+
+def is_manual(cell: Mapping) -> bool:
+    """Whether a person gives the points: a written answer, or code that no test judges."""
+    return bool(_nbgrader(cell).get("grade")) and is_solution(cell)
+
+
+def points(cell: Mapping) -> float:
+    """The points of a graded cell."""
+    return float(_nbgrader(cell).get("points", 0))
+
+
+def tags(cell: Mapping) -> set[str]:
+    """The cell's tags."""
+    return set(cell["metadata"].get("tags", []))
+
+
+def _nbgrader(cell: Mapping) -> dict:
+    values = cell["metadata"].get("nbgrader", {})
+    return values if isinstance(values, dict) else {}
+
+
+ENCODINGS = ("utf-8-sig", "utf-16", "cp1252", "latin-1")
+
+
+def read_notebook(data: bytes) -> dict:
+    """The notebook in these bytes, in whatever encoding an editor left it; only what grading needs is checked.
+
+    Raises FormatError for what is not a notebook of format 4.
+    """
+    for encoding in ENCODINGS:
+        try:
+            notebook = json.loads(data.decode(encoding))
+            break
+        except UnicodeError:
+            continue
+        except (ValueError, RecursionError) as error:
+            if encoding == ENCODINGS[0]:
+                raise FormatError(f"not a notebook ({str(error)[:80]})") from None
+    else:
+        raise FormatError("not a notebook (no encoding fits)")
+    if not (isinstance(notebook, dict) and notebook.get("nbformat") == 4 and isinstance(notebook.get("cells"), list)):
+        raise FormatError("not a notebook of format 4")
+    for number, cell in enumerate(notebook["cells"], 1):
+        source = cell.get("source") if isinstance(cell, dict) else None
+        if isinstance(source, list) and all(isinstance(line, str) for line in source):
+            cell["source"] = source = "".join(source)
+        if not isinstance(source, str) or cell.get("cell_type") not in ("code", "markdown", "raw"):
+            raise FormatError(f"cell {number} is damaged")
+        if not isinstance(cell.get("metadata"), dict):
+            cell["metadata"] = {}
+    return notebook
+
+
+def write_notebook(notebook: Mapping) -> bytes:
+    """The bytes of a notebook's file, as nbformat writes them: sources by line, keys sorted, UTF-8."""
+    stored = [cell | {"source": cell["source"].splitlines(keepends=True)} for cell in notebook["cells"]]
+    text = json.dumps({**notebook, "cells": stored}, indent=1, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode("utf-8", "replace")
+
+
+def split_regions(source: str, markers: tuple[str, str]) -> tuple[list[tuple[str, bool]], int]:
+    """The lines of `source`, each with whether it lies between the markers (they included), and how many regions.
+
+    Raises FormatError where a marker has no partner.
+    """
+    lines, inside, regions = [], False, 0
+    for line in source.splitlines():
+        begins, ends = line.strip() == markers[0], line.strip() == markers[1]
+        if begins and inside or ends and not inside:
+            raise FormatError(f"{line.strip()!r} without its partner")
+        lines.append((line, inside or begins))
+        regions += begins
+        inside = (inside or begins) and not ends
+    if inside:
+        raise FormatError(f"{markers[0]!r} without its partner")
+    return lines, regions
+
+
+def region_lines(source: str, markers: tuple[str, str]) -> set[int]:
+    """The numbers (from 1) of the lines between the markers, the markers included."""
+    return {number for number, (_, inside) in enumerate(split_regions(source, markers)[0], 1) if inside}
+
+
+def stubbed(cell: Mapping) -> str:
+    """The source of a solution cell as a student gets it: each solution is one stub line, indented as it was.
+
+    A cell without markers is a stub as a whole, as in nbgrader.
+    """
+    lines, regions = split_regions(cell["source"], SOLUTION)
+    stub = STUB if cell["cell_type"] == "code" else ANSWER_STUB
+    if not regions:
+        return stub
+    kept = []
+    for line, inside in lines:
+        if line.strip() == SOLUTION[0]:
+            kept.append(line[: len(line) - len(line.lstrip())] + stub)
+        elif not inside:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def without_hidden(source: str) -> str:
+    """The source of a test cell as a student gets it: without the hidden tests."""
+    kept = [line for line, inside in split_regions(source, HIDDEN)[0] if not inside]
+    return "\n".join(kept).rstrip()
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two sources differ in white space at line ends and in empty lines only."""
+    plain = [[line.rstrip() for line in text.splitlines() if line.strip()] for text in (one, other)]
+    return plain[0] == plain[1]
+
+
+def parse(source: str) -> ast.Module | None:
+    """The syntax tree of a code cell, its magics left out; None where it does not parse."""
+    try:
+        return ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.MULTILINE))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def imports_of(source: str) -> str:
+    """The import statements at the top level of a cell."""
+    tree = parse(source)
+    found = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))] if tree else []
+    return "\n".join(map(ast.unparse, found))
+
+
+def bound_names(source: str) -> set[str]:
+    """Names that the cell binds for the cells after it: assignments, functions, classes; not what it imports."""
+    tree = parse(source)
+    if tree is None:  # a broken cell still tells what it wanted to define
+        found = re.findall(r"^(?:def|class)\s+(\w+)|^(\w+)\s*=", source, re.MULTILINE)
+        return {name for pair in found for name in pair if name}
+    names: set[str] = set()
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif not isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            pending.extend(ast.iter_child_nodes(node))
+    return names
+
+
+def used_names(source: str) -> set[str]:
+    """Every name that the cell reads, at any depth."""
+    tree = parse(source)
+    if tree is None:
+        return set(re.findall(r"[^\W\d]\w*", source))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def check_format(notebook: Mapping, name: str) -> None:
+    """Raise FormatError at the first cell that breaks the format: ids, points, markers in the wrong place."""
+    seen: set[str] = set()
+    for number, cell in enumerate(notebook["cells"], 1):
+        where, identity = f"{name}, cell {number}", grade_id(cell)
+        if identity is None:
+            if any(marker in cell["source"] for marker in (*SOLUTION, *HIDDEN)):
+                raise FormatError(f"{where}: a marker in a cell that nbgrader does not know")
+            continue
+        if not NAME.fullmatch(identity) or identity in seen:
+            raise FormatError(
+                f"{where}: grade_id {identity!r} is used twice or has other characters than a-z, 0-9, - _"
+            )
+        seen.add(identity)
+        if (is_test(cell) or is_manual(cell)) and not points(cell) >= 0:
+            raise FormatError(f"{where}: {identity} has no points")
+        try:
+            split_regions(cell["source"], SOLUTION)
+            split_regions(cell["source"], HIDDEN)
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}") from None
+        if SOLUTION[0] in cell["source"] and not is_solution(cell) or HIDDEN[0] in cell["source"] and not is_test(cell):
+            raise FormatError(f"{where}: {identity} has a marker of another kind of cell")

@@ -1,0 +1,224 @@
+"""Plain data between processes: what a student's code returns crosses as JSON and raw numbers, never as an object.
+
+For: the wire between the process that runs an answer and the one that judges it (`worker.py`). What arrives is built
+anew from numbers and text by our own NumPy, torch and `utils`, so a class that equals everything, or a patched library,
+stays where it was made. Not for: files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import socket
+import struct
+import sys
+from pathlib import PurePath
+
+TRUSTED = ("utils", "peft")  # packages whose dataclasses and exceptions may cross, by name and fields
+MOST_BYTES = 256 << 20  # of one message
+MOST_JSON = 8 << 20  # of its part that is not raw numbers
+DEEPEST = 40
+NUMBERS = "?bhilqBHILQefdFD"  # NumPy's type codes that may cross: booleans, integers, floats, complex
+TORCH_TYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+class NotPlainError(TypeError):
+    """A value that is not plain data; the message names its class."""
+
+
+class ClosedError(ConnectionError):
+    """The other process has ended or sends nonsense."""
+
+
+def encode(value: object, buffers: list[bytes], depth: int = 0) -> object:
+    """`value` as a JSON tree whose arrays lie in `buffers`. Raises NotPlainError for what is not plain data."""
+    if depth > DEEPEST:
+        raise NotPlainError("it is nested too deeply, or holds itself")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if (numbers := _encode_numbers(value, buffers)) is not None:
+        return numbers
+    if isinstance(value, (int, float, str)):  # a class derived from one of these: its value crosses, the class does not
+        return next(kind(value) for kind in (str, int, float) if isinstance(value, kind))
+    for kind, tag in ((list, "list"), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset")):
+        if isinstance(value, kind):
+            return [tag, [encode(item, buffers, depth + 1) for item in value]]
+    if isinstance(value, dict):
+        pairs = [[encode(k, buffers, depth + 1), encode(v, buffers, depth + 1)] for k, v in value.items()]
+        return ["dict", pairs]
+    if isinstance(value, (bytes, bytearray)):
+        buffers.append(bytes(value))
+        return ["bytes", len(buffers) - 1]
+    if isinstance(value, complex):
+        return ["complex", value.real, value.imag]
+    if value is Ellipsis:
+        return ["ellipsis"]
+    if isinstance(value, range):
+        return ["range", value.start, value.stop, value.step]
+    if isinstance(value, PurePath):
+        return ["path", str(value)]
+    return _encode_dataclass(value, buffers, depth)
+
+
+def _encode_numbers(value: object, buffers: list[bytes]) -> object:
+    """An array, tensor, NumPy scalar or torch dtype as a tree; None for anything else."""
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)) and value.dtype.char in NUMBERS:
+        tag = "array" if isinstance(value, numpy.ndarray) else "scalar"
+        buffers.append(numpy.asarray(value).tobytes())
+        return [tag, value.dtype.str, list(value.shape), len(buffers) - 1]
+    if torch is not None and isinstance(value, torch.Tensor):
+        name = str(value.dtype).removeprefix("torch.")
+        if name in TORCH_TYPES and value.layout == torch.strided:
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            buffers.append(flat.view(torch.uint8).numpy().tobytes())
+            return ["tensor", name, list(value.shape), len(buffers) - 1]
+    if torch is not None and isinstance(value, torch.dtype):
+        return ["dtype", str(value).removeprefix("torch.")]
+    return None
+
+
+def _encode_dataclass(value: object, buffers: list[bytes], depth: int) -> object:
+    kind = type(value)
+    if dataclasses.is_dataclass(kind) and kind.__module__.partition(".")[0] in TRUSTED:
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(kind) if f.init}
+        tree = [[name, encode(item, buffers, depth + 1)] for name, item in fields.items()]
+        return ["dataclass", kind.__module__, kind.__qualname__, tree]
+    raise NotPlainError(f"it is a {kind.__module__}.{kind.__qualname__}, not plain data")
+
+
+def decode(tree: object, buffers: list[bytes], depth: int = 0) -> object:
+    """Inverse of `encode`, for trees from a process that is not trusted. Raises NotPlainError for anything odd."""
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    try:
+        if depth > DEEPEST:
+            raise ValueError
+        tag, *rest = tree
+        return _DECODERS[tag](rest, buffers, depth + 1)
+    except NotPlainError:
+        raise
+    except Exception as error:
+        raise NotPlainError("what arrived is not plain data") from error
+
+
+def _items(rest: list, buffers: list[bytes], depth: int) -> list:
+    return [decode(item, buffers, depth) for item in rest[0]]
+
+
+def _decode_dict(rest: list, buffers: list[bytes], depth: int) -> dict:
+    return {decode(key, buffers, depth): decode(value, buffers, depth) for key, value in rest[0]}
+
+
+def _decode_array(rest: list, buffers: list[bytes], _: int) -> object:
+    import numpy
+
+    kind = numpy.dtype(rest[0])
+    if kind.char not in NUMBERS:
+        raise ValueError
+    return numpy.frombuffer(buffers[_index(rest[2])], kind).reshape([_index(n) for n in rest[1]]).copy()
+
+
+def _decode_tensor(rest: list, buffers: list[bytes], _: int) -> object:
+    import torch
+
+    name, shape, data = rest[0], [_index(n) for n in rest[1]], buffers[_index(rest[2])]
+    if name not in TORCH_TYPES:
+        raise ValueError
+    kind = getattr(torch, name)
+    if len(data) != math.prod(shape) * kind.itemsize:
+        raise ValueError
+    if not data:
+        return torch.empty(shape, dtype=kind)
+    if name == "bool":
+        return (torch.frombuffer(bytearray(data), dtype=torch.uint8) != 0).reshape(shape)
+    return torch.frombuffer(bytearray(data), dtype=kind).reshape(shape)
+
+
+def _decode_dtype(rest: list, *_: object) -> object:
+    import torch
+
+    if rest[0] not in TORCH_TYPES:
+        raise ValueError
+    return getattr(torch, rest[0])
+
+
+def _decode_dataclass(rest: list, buffers: list[bytes], depth: int) -> object:
+    kind = trusted_class(rest[0], rest[1])
+    if not dataclasses.is_dataclass(kind):
+        raise ValueError
+    known = {field.name for field in dataclasses.fields(kind) if field.init}
+    values = {name: decode(value, buffers, depth) for name, value in rest[2]}
+    if not values.keys() <= known:
+        raise ValueError
+    return kind(**values)
+
+
+def trusted_class(module: str, name: str) -> type:
+    """A class of a trusted package by its name. Raises ValueError for any other."""
+    if module.partition(".")[0] not in TRUSTED or not name.isidentifier():
+        raise ValueError(f"{module}.{name} may not cross")
+    found = getattr(importlib.import_module(module), name)
+    if not isinstance(found, type) or found.__module__ != module:
+        raise ValueError(f"{module}.{name} is no class of that module")
+    return found
+
+
+def _index(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError
+    return value
+
+
+_DECODERS = {
+    "list": _items,
+    "tuple": lambda *a: tuple(_items(*a)),
+    "set": lambda *a: set(_items(*a)),
+    "frozenset": lambda *a: frozenset(_items(*a)),
+    "dict": _decode_dict,
+    "bytes": lambda rest, buffers, _: buffers[_index(rest[0])],
+    "complex": lambda rest, *_: complex(float(rest[0]), float(rest[1])),
+    "ellipsis": lambda *_: ...,
+    "range": lambda rest, *_: range(int(rest[0]), int(rest[1]), int(rest[2])),
+    "path": lambda rest, *_: PurePath(str(rest[0])),
+    "array": _decode_array,
+    "scalar": lambda *a: _decode_array(*a)[()],
+    "tensor": _decode_tensor,
+    "dtype": _decode_dtype,
+    "dataclass": _decode_dataclass,
+}
+
+
+def send(connection: socket.socket, message: object, buffers: list[bytes] | tuple = ()) -> None:
+    """Send one message: a JSON value and raw buffers."""
+    head = json.dumps(message).encode("utf-8", "replace")
+    parts = [head, *buffers]
+    sizes = struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts))
+    connection.sendall(b"".join([sizes, *parts]))
+
+
+def receive(connection: socket.socket) -> tuple[object, list[bytes]]:
+    """Receive what `send` sent. Raises ClosedError where the other end is gone, sends too much or no JSON."""
+    (count,) = struct.unpack("<I", _exactly(connection, 4))
+    if not 1 <= count <= 10_000:
+        raise ClosedError("the answer is damaged")
+    sizes = struct.unpack(f"<{count}Q", _exactly(connection, 8 * count))
+    if sum(sizes) > MOST_BYTES or sizes[0] > MOST_JSON:
+        raise ClosedError("the answer is too large")
+    head, *buffers = [_exactly(connection, size) for size in sizes]
+    try:
+        return json.loads(head), buffers
+    except (ValueError, RecursionError) as error:
+        raise ClosedError("the answer is damaged") from error
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = connection.recv(min(size - len(data), 1 << 20))
+        if not piece:
+            raise ClosedError("the other process has ended")
+        data += piece
+    return bytes(data)

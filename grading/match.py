@@ -1,0 +1,125 @@
+"""Which of a student's files is which notebook, and which of their cells answers which exercise.
+
+For: `match`, which survives renamed notebooks, lost metadata, lost cell ids, copies. What it could not find or had to
+choose it says in words. Only the sources of solution cells are taken; tests, points and other cells are always ours.
+Not for: reading files (`intake.py`), judging (`course.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from grading import cells
+from grading.course import Course, Plan
+
+LONGEST = 100_000  # characters of one answer
+
+
+def match(course: Course, files: Mapping[str, bytes]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The answers of a submission by notebook and grade id, and remarks for the student.
+
+    A notebook that was not found is missing from the first; an answer that was not found from its dict.
+    """
+    remarks, found = [], {}
+    for name, data in files.items():
+        if PurePosixPath(name).suffix.lower() != ".ipynb":
+            continue
+        try:
+            found[name] = cells.read_notebook(data)
+        except cells.FormatError as error:
+            remarks.append(f"{name}: {error}; it could not be graded")
+    answers, taken = {}, set()
+    for plan in course.plans:
+        ranked = sorted(((_rank(plan, n, nb), n) for n, nb in found.items() if n not in taken), key=_best_first)
+        ranked = [(rank, name) for rank, name in ranked if rank[0] > 0]
+        if not ranked:
+            remarks.append(f"{plan.name} was not found in what you handed in")
+            continue
+        name = ranked[0][1]
+        taken.add(name)
+        if PurePosixPath(name).name != plan.name:
+            remarks.append(f"{name} was graded as {plan.name}")
+        rivals = [n for rank, n in ranked[1:] if rank[0] == ranked[0][0][0] and _claims(course, plan, found[n])]
+        remarks += [f"{n} is a second copy of {plan.name} and was not graded" for n in rivals]
+        taken.update(rivals)
+        answers[plan.name], notes = answers_of(plan, found[name])
+        remarks += [f"{plan.name}: {note}" for note in notes]
+    return answers, remarks
+
+
+def _best_first(item: tuple) -> tuple:
+    (known, same_name, written), name = item
+    return -known, -written, -same_name, name
+
+
+def _rank(plan: Plan, name: str, notebook: dict) -> tuple[int, int, int]:
+    """How sure it is that this is the plan's notebook: by its cells (0 to 3), by name, answers in it."""
+    wanted, ours = set(plan.solution_cells()), {cell.get("id") for cell in plan.notebook["cells"]} - {None}
+    ids = {cells.grade_id(cell) for cell in notebook["cells"]}
+    same = _stem(PurePosixPath(name).name) == _stem(plan.name)
+    known = 0
+    if wanted & ids:
+        known = 3
+    elif len(ours & {cell.get("id") for cell in notebook["cells"]}) > len(ours) / 2:
+        known = 2
+    elif same or _defines(plan, notebook):
+        known = 1
+    answers = answers_of(plan, notebook)[0] if known else {}
+    unsolved = plan.unsolved()
+    written = sum(not cells.same_source(source, unsolved[key]) for key, source in answers.items())
+    return known, int(same), written
+
+
+def _stem(name: str) -> str:
+    """A notebook's name without ending, copy marks, case: `01-Setup-Copy1 (2).ipynb` is `01setup`."""
+    plain = re.sub(r"(\s*\(\d+\)|[-_ ]?copy\s*\d*)+$", "", name.rsplit(".", 1)[0].lower())
+    return re.sub(r"[\W_]+", "", plain)
+
+
+def _defines(plan: Plan, notebook: dict) -> bool:
+    """Whether the notebook defines at least half of the names that our solutions define."""
+    wanted = set().union(*(cells.bound_names(source) for source in plan.solved().values()), set())
+    has = set().union(*(cells.bound_names(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"), set())
+    return bool(wanted) and len(wanted & has) >= len(wanted) / 2
+
+
+def _claims(course: Course, plan: Plan, notebook: dict) -> bool:
+    """Whether no other plan knows this notebook better, so that it is a copy of this plan's."""
+    return all(_rank(p, "", notebook)[0] <= _rank(plan, "", notebook)[0] for p in course.plans if p is not plan)
+
+
+def answers_of(plan: Plan, notebook: dict) -> tuple[dict[str, str], list[str]]:
+    """Each answer by grade id, and remarks. Found by grade id, else by cell id, else by the name that it defines."""
+    answers, remarks, lost = {}, [], []
+    for name, ours in plan.solution_cells().items():
+        stub = cells.stubbed(ours)
+        found = [c for c in notebook["cells"] if cells.grade_id(c) == name and c["cell_type"] == ours["cell_type"]]
+        found = found or [c for c in notebook["cells"] if c.get("id") == ours.get("id") is not None]
+        if not found and ours["cell_type"] == "code":
+            names = cells.bound_names(ours["source"])
+            others = [c for c in notebook["cells"] if c["cell_type"] == "code" and not _is_ours(plan, c, name)]
+            found = [c for c in others if names & cells.bound_names(c["source"])][-1:]
+        if not found:
+            lost.append(name)
+            continue
+        written = [c for c in found if not cells.same_source(c["source"], stub)] or found
+        if len(found) > 1:
+            remarks.append(f"the cell {name} is there {len(found)} times; the first that is filled in was graded")
+        if len(written[0]["source"]) > LONGEST:
+            remarks.append(f"the answer in {name} is too long and was not graded")
+            continue
+        answers[name] = written[0]["source"]
+    if lost:
+        remarks.append(f"no cell for {', '.join(lost)}: was it deleted?")
+    return answers, remarks
+
+
+def _is_ours(plan: Plan, cell: dict, name: str) -> bool:
+    """Whether the cell is one that the course gives: then it is no answer to `name`."""
+    return any(
+        cells.same_source(cell["source"], ours["source"])
+        for ours in plan.notebook["cells"]
+        if cells.grade_id(ours) != name
+    )

@@ -1,0 +1,183 @@
+"""Grade a class: every submission, question by question, resumable, several at once.
+
+For: `grade_class`. A result is written as soon as a submission's notebook is done, under a digest of what was handed in
+and of the course, so that a second start takes up where the first one ended and grades nothing twice.
+Not for: tables and pages (`report.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from grading import cells
+from grading.adapter import Check, find_adapter_files
+from grading.course import Course, CourseError, Plan, Question, Runner, calibrate
+from grading.intake import Submission
+from grading.match import match
+from grading.report import write_atomic
+from grading.sandbox import Limits
+
+AdapterGrader = Callable[[Mapping[str, bytes]], tuple[float, list[Check]]]
+
+
+@dataclass
+class Graded:
+    """One submission and what is known of it: `results` by grade id, remarks for the student."""
+
+    submission: Submission
+    answers: dict[str, dict[str, str]]
+    remarks: list[str]
+    results: dict[str, dict] = field(default_factory=dict)
+    sandbox: dict = field(default_factory=dict)
+
+    def score(self) -> float:
+        """Points so far, without what a person still has to read."""
+        return sum(result["points"] or 0 for result in self.results.values())
+
+
+def grade_class(
+    course: Course,
+    submissions: list[Submission],
+    state: Path,
+    limits: Limits,
+    *,
+    jobs: int = 1,
+    hide: list[Path] | None = None,
+    adapter: AdapterGrader | None = None,
+    tick: Callable[[str, int], None] = lambda text, count: None,
+) -> list[Graded]:
+    """Grade what is not graded yet; returns all, in the order of `submissions`.
+
+    `state`: the folder where results are kept. `tick(what, questions done)` is called as the work goes on. Raises
+    CourseError where the course's own solutions do not pass.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    digest = f"{course.digest()}-{json.dumps(limits.to_dict(), sort_keys=True)}"
+    class_ = [_open(course, submission, state, digest) for submission in submissions]
+    for plan in course.plans:
+        names = {question.grade_id for question in plan.questions}
+        due = [graded for graded in class_ if not names <= graded.results.keys()]
+        tick(plan.name, sum(len(names) for graded in class_ if graded not in due))
+        if not due:
+            continue
+        if any(question.kind == "code" for question in plan.questions):
+            with Runner(course, plan, limits, hide or []) as runner:
+                if faults := calibrate(runner):
+                    raise CourseError("; ".join(faults + runner.troubles))
+                pool = ThreadPoolExecutor(jobs)
+                work = [pool.submit(_grade, graded, plan, runner, adapter, state, digest, tick) for graded in due]
+                try:
+                    for future in work:
+                        future.result()
+                finally:  # after Ctrl-C too: what is under way is finished and kept, what waits is not begun
+                    pool.shutdown(cancel_futures=True)
+        else:
+            for graded in due:
+                _grade(graded, plan, None, adapter, state, digest, tick)
+    return class_
+
+
+def _open(course: Course, submission: Submission, state: Path, digest: str) -> Graded:
+    """The submission with the results that were kept of exactly these files and this course."""
+    answers, remarks = match(course, submission.files)
+    graded = Graded(submission, answers, [*submission.problems, *remarks])
+    try:
+        kept = json.loads((state / f"{submission.key}.json").read_text(encoding="utf-8"))
+        if kept["digest"] == [digest, submission.digest()]:
+            graded.results, graded.sandbox = kept["results"], kept["sandbox"]
+            course.inside |= set(kept["inside"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not graded yet, or an interrupted disk: graded now
+    return graded
+
+
+def _grade(
+    graded: Graded, plan: Plan, runner: Runner | None, adapter: AdapterGrader | None, state: Path, digest: str,
+    tick: Callable[[str, int], None],
+) -> None:  # fmt: skip
+    """All questions of one notebook of one submission, then the file with its results."""
+    answers = graded.answers.get(plan.name)
+    for question in plan.questions:
+        if question.kind == "adapter":
+            result = grade_adapter_question(question, graded.submission, adapter)
+        else:
+            result = grade_question(question, plan, answers, runner)
+        graded.sandbox = result.pop("sandbox", None) or graded.sandbox
+        graded.results[question.grade_id] = result
+        tick(f"{plan.name} {graded.submission.student}", 1)
+    inside = sorted(runner.course.inside & graded.results.keys()) if runner else []
+    kept = {
+        "digest": [digest, graded.submission.digest()], "results": graded.results, "sandbox": graded.sandbox,
+        "inside": inside,
+    }  # fmt: skip
+    write_atomic(state / f"{graded.submission.key}.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())
+
+
+def _result(state: str, points: float | None, message: str, **more: object) -> dict:
+    return {"state": state, "points": points, "message": message, **more}
+
+
+def grade_question(question: Question, plan: Plan, answers: Mapping[str, str] | None, runner: Runner | None) -> dict:
+    """`state` (right, wrong, empty, missing, stopped, open), `points` (None while open), `message` for the student."""
+    if answers is None:
+        return _result("missing", 0.0, f"{plan.name} was not found")
+    stubs = plan.unsolved()
+    if question.kind == "written":
+        text = answers.get(question.grade_id)
+        if text is None:
+            return _result("missing", 0.0, "the cell was not found")
+        if cells.same_source(text, stubs[question.grade_id]) or not text.strip():
+            return _result("empty", 0.0, "not answered")
+        return _result("open", None, "read by a person", answer=text)
+    own = plan.base_cells(question)
+    if own and not any(name in answers for name in own):
+        return _result("missing", 0.0, "the cell was not found")
+    if own and all(cells.same_source(answers.get(name, stubs[name]), stubs[name]) for name in own):
+        return _result("empty", 0.0, "not attempted")
+    verdict = runner.judge(question, answers)
+    mode = "inside" if question.grade_id in runner.course.inside else "apart"
+    state = "right" if verdict["passed"] is True else "stopped" if verdict.get("stopped") else "wrong"
+    points = question.points if state == "right" else 0.0
+    return _result(state, points, explain(question, verdict), mode=mode, sandbox=verdict.get("sandbox"))
+
+
+def explain(question: Question, verdict: Mapping) -> str:
+    """What a verdict means, in one or two sentences that show nothing of a hidden test."""
+    if verdict["passed"] is True:
+        return "right"
+    if verdict.get("stopped"):
+        return f"stopped: {verdict['stopped']}"
+    texts = []
+    for problem in verdict.get("problems") or []:
+        if isinstance(problem, dict):
+            line = f", line {problem['line']}" if isinstance(problem.get("line"), int) else ""
+            texts.append(
+                f"your cell {problem.get('cell')} fails{line}: {problem.get('name')}: {problem.get('message')}"
+            )
+    if texts:
+        return "; ".join(texts)[:1000]
+    line = verdict.get("line")
+    if isinstance(line, int) and line in cells.region_lines(question.source, cells.HIDDEN):
+        return "the tests that you can see pass, but it is wrong for other inputs: was a result written in by hand?"
+    name, message = str(verdict.get("name")), str(verdict.get("message") or "")
+    if name == "AssertionError":
+        return f"a test fails: {message}" if message else f"a test fails in line {line}"
+    if name in ("StudentError", "NotPlainError"):
+        return message
+    return f"a test stops with {name}: {message}"
+
+
+def grade_adapter_question(question: Question, submission: Submission, adapter: AdapterGrader | None) -> dict:
+    """The points of the trained adapter; open where this run grades none."""
+    if adapter is None:
+        return _result("open", None, "the adapter was not looked at in this run")
+    share, checks = adapter(find_adapter_files(submission.files))
+    state = "right" if share == 1 else "missing" if not submission.files else "wrong"
+    failed = [check.message for check in checks if not check.passed]
+    points = round(share * question.points, 2)
+    shown = [[check.name, check.passed, check.message] for check in checks]
+    return _result(state, points, "; ".join(failed) or "right", mode="data", checks=shown)

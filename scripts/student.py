@@ -1,0 +1,56 @@
+"""Write the student edition of the course, as a folder and as a zip, and prove that no solution is left in it.
+
+python scripts/student.py [--output build]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from grading.cells import FormatError  # noqa: E402
+from grading.course import Course, CourseError, Runner, calibrate  # noqa: E402
+from grading.release import ReleaseError, make_student_edition, secrets_of  # noqa: E402
+from grading.sandbox import Limits  # noqa: E402
+
+
+def check(root: Path) -> list[str]:
+    """What is wrong when the student edition runs: our cells that fail, solutions without points, tests of nothing."""
+    course, problems = Course.load(root), []
+    for plan in course.plans:
+        with Runner(course, plan, Limits(), [], whole=True) as runner:
+            problems += [*runner.troubles, *calibrate(runner)]
+    return problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make it; return the exit code."""
+    parser = argparse.ArgumentParser(description="Write build/student and build/student.zip.")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the course, solved")
+    parser.add_argument("--output", type=Path, default=ROOT / "build", help="where to write")
+    parser.add_argument("--check", action="store_true", help="run it and grade our own solutions (minutes)")
+    options = parser.parse_args(arguments)
+    try:
+        folder, archive = make_student_edition(options.root.resolve(), options.output)
+        _, seen = secrets_of(options.root.resolve())
+        problems = check(options.root.resolve()) if options.check else []
+    except (CourseError, FormatError, ReleaseError) as error:
+        print(f"FAILED {error}", file=sys.stderr)
+        return 1
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    print(f"{folder.name}/: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB")
+    print(f"{archive.name}: {archive.stat().st_size / 1e6:.1f} MB; no line of a solution or hidden test is in it")
+    if seen:
+        print(f"{len(seen)} lines of solutions also stand in utils/ or in other cells, as {min(seen, key=len)!r}")
+    for problem in problems:
+        print(f"FAILED {problem}", file=sys.stderr)
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,177 @@
+"""A course of three small notebooks for the tests of the student edition and of grading, and ways to hand it in."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from grading import cells
+from grading.release import student_notebook
+
+UTILS = '''"""What the small course imports."""
+
+
+def double(x):
+    """Twice x."""
+    return 2 * x
+'''
+ANSWER = "Because it is trained on reviews of films."  # our model answer, a secret
+TWICE = "def twice(x):\n    return 2 * x"  # a right answer, written differently from ours
+MEAN = "def mean(values):\n    return sum(values) / len(values)"
+SCALE = "def scale(weight, factors):\n    return weight * factors[:, None]"
+LIVE = "class Counter:\n    n = 0\n    def next(self):\n        self.n += 1\n        return self.n\ncounter = Counter()"
+
+
+def text(name: str, source: str, metadata: dict | None = None) -> dict:
+    return {"cell_type": "markdown", "id": name, "metadata": metadata or {}, "source": source}
+
+
+def code(name: str, source: str, metadata: dict | None = None) -> dict:
+    output = [{"output_type": "stream", "name": "stdout", "text": ["stored output\n"]}]
+    return {
+        "cell_type": "code", "id": name, "metadata": metadata or {}, "source": source, "outputs": output,
+        "execution_count": 1,
+    }  # fmt: skip
+
+
+def known(name: str, **values: object) -> dict:
+    base = {"grade_id": name, "schema_version": 3, "grade": False, "solution": False, "locked": False, "task": False}
+    return {"nbgrader": base | values, "slideshow": {}}
+
+
+def solution(name: str, source: str) -> dict:
+    return code(name, source, known(name, solution=True))
+
+
+def graded_cell(name: str, source: str, points: float, *tags: str) -> dict:
+    return code(name, source, known(name, grade=True, locked=True, points=points) | {"tags": list(tags)})
+
+
+def notebook(*members: dict) -> dict:
+    widgets = {"widgets": {"state": {"secret": "widget state"}}}
+    return {"cells": list(members), "metadata": widgets, "nbformat": 4, "nbformat_minor": 5}
+
+
+def begin(source: str) -> str:
+    """`source` with its lines after `#:` between solution markers, indented as they are."""
+    before, after = source.split("#:\n")
+    indent = after[: len(after) - len(after.lstrip())]
+    return f"{before}{indent}### BEGIN SOLUTION\n{after}\n{indent}### END SOLUTION"
+
+
+def hidden(visible: str, secret: str) -> str:
+    return f"{visible}\n### BEGIN HIDDEN TESTS\n{secret}\n### END HIDDEN TESTS"
+
+
+def solved_notebooks() -> dict[str, dict]:
+    """The solved edition: functions, a value, a written answer; an adapter; tensors and a live object."""
+    plain = notebook(
+        text("title", "# One"),
+        code("setup", "import os\nfrom utils.small import double"),
+        solution("twice", begin("def twice(x):\n#:\n    doubled_secretly = x + x\n    return doubled_secretly")),
+        graded_cell("test-twice", hidden(
+            "assert twice(2) == 4, 'twice(2) is 4'",
+            "for number in range(-50, 50):\n    assert twice(number) == double(number)",
+        ), 4),
+        solution("answer", begin("answer = None\n#:\nanswer = sum(twice(n) for n in range(7))")),
+        graded_cell("test-answer", "assert answer == 42, 'it is the sum of 0, 2, ... 12'", 2),
+        text("why", ANSWER, known("why", grade=True, solution=True, points=5)),
+    )  # fmt: skip
+    numbers = notebook(
+        code("import", "import numpy as np"),
+        solution("mean", begin("def mean(values):\n#:\n    return float(np.mean(values))")),
+        graded_cell("test-mean", hidden(
+            "assert np.isclose(mean([1, 2, 3]), 2)", "assert np.isclose(mean(np.arange(10.0)), 4.5)"
+        ), 3),
+        graded_cell("adapter", "assert os.path.isdir('artifacts')", 10, "grade-adapter"),
+    )  # fmt: skip
+    tensors = notebook(
+        code("import-torch", "import torch"),
+        solution("scale", begin("def scale(weight, factors):\n#:\n    return torch.diag(factors) @ weight")),
+        graded_cell("test-scale", hidden(
+            "weight, factors = torch.randn(3, 2), torch.arange(3.0)\n"
+            "assert torch.allclose(scale(weight, factors)[2], 2 * weight[2])",
+            "assert torch.equal(scale(torch.ones(4, 1), torch.arange(4.0)).flatten(), torch.arange(4.0))",
+        ), 3),
+        solution("live", begin(
+            "counter = None\n#:\nclass Counting:\n    values = iter(range(1, 9))\n"
+            "    def next(self):\n        return next(self.values)\ncounter = Counting()"
+        )),
+        graded_cell("test-live", "assert [counter.next(), counter.next()] == [1, 2]", 2),
+    )  # fmt: skip
+    return {"01-Plain.ipynb": plain, "02-Numbers.ipynb": numbers, "03-Tensors.ipynb": tensors}
+
+
+ALL_RIGHT = {
+    "twice": TWICE, "answer": "answer = 42", "why": "Reviews.", "mean": MEAN, "scale": SCALE, "live": LIVE,
+}  # fmt: skip
+
+
+def write_course(root: Path, names: tuple[str, ...] | None = None) -> Path:
+    """Write the solved edition to `root`, with things in it that must never get out."""
+    for name, solved in solved_notebooks().items():
+        if names is None or name in names:
+            root.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(cells.write_notebook(solved))
+    files = {
+        "utils/__init__.py": '"""Small."""\n', "utils/small.py": UTILS, "utils/__pycache__/small.pyc": "compiled",
+        "assets/data.json": "{}\n", "tests/test_secret.py": "doubled_secretly = 1\n", ".git/config": "secret\n",
+        "requirements.txt": "numpy\n", "constraints.txt": "", "LICENSE": "free\n", "scripts/grade.py": "secret = 1\n",
+    }  # fmt: skip
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content, encoding="utf-8")
+    return root
+
+
+def handed_in(answers: dict[str, str]) -> dict[str, dict]:
+    """The student edition with these answers, by grade id, put in."""
+    books = {name: student_notebook(solved) for name, solved in copy.deepcopy(solved_notebooks()).items()}
+    for book in books.values():
+        for cell in book["cells"]:
+            if cells.grade_id(cell) in answers:
+                cell["source"] = answers[cells.grade_id(cell)]
+    return books
+
+
+def as_files(answers: dict[str, str], adapter: dict[str, bytes] | None = None, **more: bytes) -> dict[str, bytes]:
+    """What a student hands in, by path."""
+    files = {name: cells.write_notebook(book) for name, book in handed_in(answers).items()}
+    return files | {f"artifacts/mini/adapters/positive/{name}": data for name, data in (adapter or {}).items()} | more
+
+
+def as_zip(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def vectors(value: float | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+    """Scaling vectors of two layers of a GPT-2 of width 8: near 1, or all of one value."""
+    random, found = np.random.default_rng(seed), {}
+    for layer in range(2):
+        for role, shape in (("attn.c_attn", (24, 1)), ("mlp.c_proj", (1, 32))):
+            near = 1 + 0.1 * random.standard_normal(shape)
+            name = f"base_model.model.transformer.h.{layer}.{role}.ia3_l"
+            found[name] = (near if value is None else np.full(shape, value)).astype(np.float32)
+    return found
+
+
+def adapter_files(tensors: dict[str, np.ndarray], base: str = "the base") -> dict[str, bytes]:
+    probe = json.dumps({"base_fingerprint": base}).encode()
+    return {"adapter_model.safetensors": save(tensors), "probe.json": probe}
+
+
+def write_reference(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name, data in adapter_files(vectors(seed=1)).items():
+        (folder / name).write_bytes(data)
+    return folder
