@@ -217,3 +217,14 @@ def test_every_metric_is_declared_completely():
         assert metric.better in ("higher", "lower", None), name
         assert metric.label and metric.digits >= 0
         assert metric.title.endswith({"higher": "↑", "lower": "↓", None: metric.title[-1]}[metric.better])
+
+
+def test_text_in_a_column_of_numbers_is_no_best_value():
+    assert "*" not in table(
+        [{"m": "a", "best_loss": "not measured"}, {"m": "b", "best_loss": "not measured"}], ["m", "best_loss"]
+    )
+    lines = table(
+        [{"m": "a", "best_loss": "not measured"}, {"m": "b", "best_loss": 4.0}, {"m": "c", "best_loss": 5.0}],
+        ["m", "best_loss"],
+    )
+    assert [line.rstrip().endswith("*") for line in lines.splitlines()[2:5]] == [False, True, False]

@@ -162,7 +162,8 @@ def _cell(value: object, metric: Metric | None) -> str:
 
 def _best(values: Sequence[object], metric: Metric | None) -> list[int]:
     """Where the best value stands (ties all count); nowhere without a direction or with fewer than two numbers."""
-    numbers = {i: v.value if isinstance(v, Estimate) else v for i, v in enumerate(values) if v is not None}
+    numbers = {i: v.value if isinstance(v, Estimate) else v for i, v in enumerate(values)}
+    numbers = {i: v for i, v in numbers.items() if isinstance(v, (int, float))}
     if metric is None or metric.better is None or len(numbers) < 2:
         return []
     best = (max if metric.better == "higher" else min)(numbers.values())
