@@ -237,8 +237,10 @@ def check(number: str, answer: object, seed: int = 0) -> Verdict:
 def _judge(exercise: Exercise, answer: object, seed: int) -> tuple[str, str]:
     """State and hint of an answer; the checks raise `Wrong` or `NotYet`."""
     examine = _checks(exercise.notebook)[exercise.number]
+    from torch.random import fork_rng  # imported above already; this module does without it until a check is made
+
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             examine(Answer(answer), seed)
     except NotYet:
