@@ -137,7 +137,7 @@ def _profile_runs(assets: Path, name: str) -> str:
 
 def audit_part(assets: Path) -> str:
     """How many of the documents' claims have each verdict."""
-    claims = load_claims(assets / "claims.json")
+    claims = load_claims()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in tally(claims, assets).items() if count)
     return f"Of {len(claims)} claims in the documents this course grew from: {counts}."
 

@@ -76,7 +76,8 @@ def test_the_sweep_tries_until_the_best_rate_has_worse_neighbours(bench, assets,
     best = min(losses, key=losses.get)
     at = compare.RATES.index(best)
     assert set(compare.RATES[max(at - 1, 0) : at + 2]) <= set(rates)
-    assert f"full       {best:g} (the profile has 0.0005)" in capsys.readouterr().out
+    has = bench.profile.learning_rates["full"]
+    assert f"full       {best:g} (the profile has {has:g})" in capsys.readouterr().out
     monkeypatch.setattr(compare, "sweep_run", lambda *_: pytest.fail("made again"))
     compare.run_sweep(bench, ["full"])
     bench.fingerprint = "another"

@@ -152,7 +152,7 @@ def run(method, seed, losses):
 def test_a_curve_that_starts_above_the_base_is_measured_from_the_base():
     ax = plots.learning_curves([run("ia3", 0, [5, 4]), run("prefix", 0, [9, 4.5])])
     assert list(line(ax, "prefix tuning: best -0.5000").get_ydata()) == [4, -0.5]
-    assert ax.get_ylim()[1] <= 1
+    assert ax.get_ylim()[1] < 4  # its start is outside
 
 
 def test_learning_curves_are_means_over_seeds():
