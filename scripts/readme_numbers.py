@@ -140,7 +140,7 @@ def audit_part(assets: Path) -> str:
     """How many of the documents' claims have each verdict."""
     claims = load_claims()
     counts = ", ".join(f"{verdict}: {count}" for verdict, count in tally(claims, assets).items() if count)
-    return f"The documents this course grew from make {len(claims)} claims that we put to the test. {counts.capitalize()}.\n"
+    return f"The documents this course grew from make {len(claims)} claims that were tested. {counts.capitalize()}.\n"
 
 
 def exercises_part(_assets: Path) -> str:
