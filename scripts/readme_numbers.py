@@ -132,7 +132,7 @@ def _profile_runs(assets: Path, name: str) -> str:
     hardware = {f"{r.hardware['device']}, {r.hardware['name']}, {r.hardware['cores']} cores" for r in records}
     rows = [_method_row(row, records) for row in summarise(records, ["trainable", "bytes_on_disk"])]
     seeds = len({record.seed for record in records})
-    titles = ["method", "trained numbers", "file, bytes", f"positive texts, {seeds} seeds"]
+    titles = ["method", "trained numbers", "file, bytes", f"positive texts, mean (lowest to highest of {seeds} seeds)"]
     return f"{heading} measured on {' and '.join(sorted(hardware))}.\n\n{markdown(titles, rows)}"
 
 

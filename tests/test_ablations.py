@@ -163,7 +163,7 @@ def fake(study: str, variant: str, method: str = "ia3", task: str = "positive", 
     losses = {f"{base}test_loss_{task}": share | {"value": v} for base, v in (("", 3.9), ("base_", 4.0))}
     return RunRecord(
         "finished", method, "mini", "id", {"study": study, "variant": variant} | config, seed, task,
-        counts={"trainable": 1500}, metrics={"positivity": share} | losses,
+        counts={"trainable": 1500}, metrics={"positivity": share, "best_loss": 4.1, "start_loss": 4.3} | losses,
     )  # fmt: skip
 
 
@@ -175,6 +175,7 @@ def test_rows_of_a_study_hold_its_own_variants_and_tasks_only():
     rows = study_rows(records, "vectors")
     assert [row["label"] for row in rows] == ["keys (1,500)", "values (1,500)"]
     assert rows[0]["loss_change"] == pytest.approx(-0.1) and rows[0]["positivity"].value == 0.6
+    assert rows[0]["validation_change"] == pytest.approx(-0.2)
     assert [row["variant"] for row in study_rows(records, "granularity", "negative")] == ["one per head"]
 
 

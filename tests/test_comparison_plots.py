@@ -36,7 +36,7 @@ def test_bars_are_shares_of_full_and_a_missing_cost_says_so():
 
 def test_rows_show_their_intervals_and_the_levels():
     rows = [{"label": name, "positivity": Estimate(v, v - 0.1, v + 0.2, 9)} for name, v in (("a", 0.5), ("b", 0.7))]
-    ax = interval_rows(rows, "positivity", {"base": 0.48, "(IA)³": 0.68})
+    ax = interval_rows(rows, "positivity", {"base": Estimate(0.48, 0.4, 0.5, 9), "(IA)³": Estimate(0.68, 0.6, 0.7, 9)})
     assert list(ax.lines[2].get_xdata()) == pytest.approx([0.6, 0.9]) and list(ax.lines[3].get_xdata()) == [0.7]
     assert words(ax) == ["base", "(IA)³"] and ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is on top
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]

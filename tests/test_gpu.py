@@ -16,6 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from utils import gpu
 from utils.adapters import attach, count_parameters
+from utils.config import PROFILES
+from utils.cost import reference_costs
 from utils.memory import FOOTPRINTS, activation_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +54,14 @@ def test_activations_agree_with_a_real_pass(method, sizes):
     model = model_of(method, **sizes)
     predicted = activation_bytes(model.config, method, batch=3, length=48)
     assert predicted == pytest.approx(stored_bytes(model, 3, 48), rel=0.05)
+
+
+@pytest.mark.parametrize("method", sorted(FOOTPRINTS))
+def test_activations_of_the_embedded_model_agree_with_what_was_measured(method):
+    profile, rows = PROFILES["mini"], reference_costs(PROFILES["mini"])[0]
+    config = GPT2Config.from_pretrained(ROOT / profile.model)
+    predicted = activation_bytes(config, method, profile.batch_size, profile.block_length)
+    assert predicted == pytest.approx(rows[method]["saved_bytes"], rel=0.05)
 
 
 @pytest.mark.parametrize("method", sorted(FOOTPRINTS))

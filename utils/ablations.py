@@ -21,7 +21,7 @@ from utils.adapters import attach, ia3_config, ia3_parameters, load_base, lora_c
 from utils.comparison import Bench, measure_model, summarise
 from utils.counts import inner_size, is_adapter, predict_ia3_count
 from utils.rivals import hold, share_factors
-from utils.runs import RunRecord
+from utils.runs import Estimate, RunRecord
 
 MIX_RANK = 4
 FEW = (8, 32, 128, 512)
@@ -80,7 +80,7 @@ def enough_blocks(bench: Bench, ablation: Ablation) -> Dataset:
 
 
 def build(model: nn.Module, ablation: Ablation, batch: dict[str, list], seed: int = 0) -> nn.Module:
-    """`model` with what the ablation trains; `batch` is the first one of training, for the choice by gradient.
+    """`model` with what the ablation trains; `batch`: the first rows of its data, for the choice by gradient.
 
     All leave the logits as they were. The module returned is a plain GPT-2 with layers inside, so that the Trainer
     keeps all of it. Raises KeyError for a study that is not in `ABLATIONS`.
@@ -99,19 +99,30 @@ def build(model: nn.Module, ablation: Ablation, batch: dict[str, list], seed: in
 
 
 def study_rows(records: Iterable[RunRecord], study: str, task: str = "positive") -> list[dict[str, object]]:
-    """A row for each variant of a study: `label` (with the count), `trainable`, `positivity`, `loss_change`.
+    """A row for each variant of a study: `label` (with the count), `trainable`, `positivity`, two losses.
 
-    `loss_change` is the loss on test reviews of `task` minus the base's on the same blocks, in nats per token.
+    In nats per token: `loss_change` is the loss on test reviews of `task` minus the base's on the same blocks,
+    `validation_change` the lowest loss on validation reviews minus that before training.
     """
     after, before = f"test_loss_{task}", f"base_test_loss_{task}"
+    measured = ["trainable", "positivity", after, before, "best_loss", "start_loss"]
     order = [ablation.variant for ablation in ABLATIONS]
     chosen = [record for record in records if record.config["study"] == study and record.task == task]
     chosen.sort(key=lambda record: order.index(record.config["variant"]))
     return [
-        {"label": f"{row['variant']} ({row['trainable']:,})", "loss_change": row[after].value - row[before].value}
+        {
+            "label": f"{row['variant']} ({row['trainable']:,})",
+            "loss_change": row[after].value - row[before].value,
+            "validation_change": _value(row["best_loss"]) - _value(row["start_loss"]),
+        }
         | {key: row[key] for key in ("variant", "trainable", "positivity")}
-        for row in summarise(chosen, ["trainable", "positivity", after, before], by="variant")
+        for row in summarise(chosen, measured, by="variant")
     ]
+
+
+def _value(number: float | Estimate) -> float:
+    """The number, or the middle of its interval."""
+    return number.value if isinstance(number, Estimate) else number
 
 
 def few_shot_rows(records: Iterable[RunRecord], whole: Iterable[RunRecord], reviews: int) -> list[dict[str, object]]:
@@ -189,7 +200,7 @@ class LowRankMixing(nn.Module):
 
 
 def mix_low_rank(model: nn.Module, _variant: str) -> None:
-    """Behind each scaling of keys and values, and in front of each feed-forward's, a `LowRankMixing` of rank 4."""
+    """A `LowRankMixing` of rank 4 behind each scaled `c_attn` (all its outputs), and before each `mlp.c_proj`."""
     for block in model.transformer.h:
         attention, feedforward = block.attn.c_attn, block.mlp.c_proj
         attention.mixing = LowRankMixing(3 * model.config.n_embd, MIX_RANK).to(model.device)

@@ -197,7 +197,8 @@ def study_runs(profile: Profile, study: str, assets: Path = ASSETS) -> tuple[lis
         folder = assets / "runs" / candidate.name / study
         if folder.is_dir():
             fingerprint = base_fingerprint(load_base(candidate)[0])
-            records, excluded = usable_runs(folder, candidate, fingerprint, refuse)
+            records, left_out = usable_runs(folder, candidate, fingerprint, refuse)
+            excluded += left_out
         if records:
             break
     return records, candidate.name, excluded or ([] if records else [f"no records of the study {study}"])

@@ -26,7 +26,7 @@ def rate_curves(losses: Mapping[str, Mapping[float, float]], start: float, ax: A
         gains = {rate: loss - start for rate, loss in by_rate.items()}
         ax.plot(list(gains), list(gains.values()), color=colour, marker=marker, linestyle=line, label=METHODS[method])
         best = min(gains, key=gains.get)
-        ax.plot(best, gains[best], marker="o", markersize=15, markerfacecolor="none", markeredgecolor=colour)
+        ax.plot(best, gains[best], marker="o", markersize=12, markerfacecolor="none", markeredgecolor=colour)
     lowest = min(loss - start for by_rate in losses.values() for loss in by_rate.values())
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xscale="log", xlabel="learning rate (log scale)", ylim=(1.15 * lowest, -0.1 * lowest),
@@ -70,17 +70,21 @@ def _percent(share: float) -> str:
 
 
 def interval_rows(
-    rows: Sequence[Mapping[str, object]], metric: str, levels: Mapping[str, float], ax: Axes | None = None
+    rows: Sequence[Mapping[str, object]], metric: str, levels: Mapping[str, Estimate], ax: Axes | None = None
 ) -> Axes:
-    """One line a row (`label`, `metric` an Estimate), top to bottom; a labelled vertical line for each of `levels`."""
+    """One line a row (`label`, `metric` an Estimate), top to bottom; a labelled vertical line for each of `levels`.
+
+    The last level, which the rows are compared with, shows its interval as a band.
+    """
     ax = new_axes(ax, figsize=(8, 1.2 + 0.36 * len(rows)))
     for position, row in enumerate(rows):
         estimate = row[metric]
         ax.plot([estimate.low, estimate.high], [position, position], color=BLUE, linewidth=2)
         ax.plot(estimate.value, position, "o", color=BLUE, markersize=7)
-    for (name, value), line in zip(levels.items(), ("--", "-", ":"), strict=False):
-        ax.axvline(value, color=GREY, linestyle=line, linewidth=1.2)
-        ax.annotate(name, (value, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+    ax.axvspan(list(levels.values())[-1].low, list(levels.values())[-1].high, color=GREY, alpha=0.15, linewidth=0)
+    for (name, level), line in zip(levels.items(), ("--", "-", ":"), strict=False):
+        ax.axvline(level.value, color=GREY, linestyle=line, linewidth=1.2)
+        ax.annotate(name, (level.value, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
                     ha="center", color=GREY, fontsize=10)  # fmt: skip
     ax.set_yticks(range(len(rows)), [row["label"] for row in rows])
     ax.set(xlabel=METRICS[metric].title, ylim=(len(rows) - 0.5, -0.5))
@@ -114,6 +118,8 @@ def few_shot_curves(
                     textcoords="offset points", ha="right", fontsize=10)  # fmt: skip
         ax.set(xscale="log", xlabel="positive reviews trained on", ylabel=METRICS[metric].title, xticks=counts)
         ax.set_xticklabels([f"{count:,}" for count in counts])
+        if levels[metric] == 0:
+            ax.set_yscale("symlog", linthresh=0.005)  # a difference: both signs, several orders of size
         ax.minorticks_off()
     panels[0].legend(fontsize=10)
     return list(panels)

@@ -115,12 +115,14 @@ def activation_bytes(
 
     Per token and layer, in units of the width d (from transformers' GPT-2; a test holds it within 5 % of a real pass):
     two layer norms' inputs 2; query, key, value and the attention's output 4; the tanh form of GELU four tensors of
-    the inner size 4 x 4 = 16; what `FOOTPRINTS` adds. Per token: the last norm's input (d) and the
-    log-probabilities (vocabulary). Dropout adds its masks, and on a CPU three tensors of `length` a head, because
-    the fused attention there knows no dropout. Attention itself stores no matrix of `length` x `length`.
+    the inner size 4 x 4 = 16, or one of them (4) where it is fused (`gelu_pytorch_tanh`); what `FOOTPRINTS` adds. Per
+    token: the last norm's input (d) and the log-probabilities (vocabulary). Dropout adds its masks, and on a CPU three
+    tensors of `length` a head, because the fused attention there knows no dropout. Attention itself stores no matrix
+    of `length` x `length`.
     """
     footprint, width = FOOTPRINTS[method], config.n_embd
-    block = 2 + 4 + 4 * inner_size(config) / width
+    gelu = 1 if config.activation_function == "gelu_pytorch_tanh" else 4
+    block = 2 + 4 + gelu * inner_size(config) / width
     block += 2 if config.resid_pdrop else 0
     if config.attn_pdrop and torch.device(device).type == "cpu":
         block += 3 * config.n_head * length / width

@@ -164,7 +164,7 @@ def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axe
         steps = sorted(set.intersection(*map(set, runs)))
         mean = [statistics.fmean(run[step] for run in runs) for step in steps]
         for run in runs if len(runs) > 1 else ():
-            ax.plot(list(run), list(run.values()), color=colour, linewidth=0.8, alpha=0.5)
+            ax.plot(list(run), list(run.values()), color=colour, linewidth=0.8, alpha=0.3)
         label = f"{METHODS.get(method, method)}: best {min(mean):+.4f}{_seeds(len(runs))}"
         ax.plot(steps, mean, color=colour, marker=marker, linestyle=line, label=label)
     low, high = ax.get_ylim()
