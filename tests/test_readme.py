@@ -112,7 +112,7 @@ def assets(tmp_path: Path) -> Path:
 def test_parts_hold_what_the_records_hold(assets: Path) -> None:
     text = fill(TEXT, assets)
     assert "1,234,567 parameters and reaches 1.52 bits per byte" in text
-    assert "| (IA)³ | 10 | 40 | 0.65 (0.60 to 0.70) |" in text and "positive texts, 2 seeds" in text
+    assert "| (IA)³ | 10 | 40 | 0.65 (0.60 to 0.70) |" in text and "lowest to highest of 2 seeds" in text
     assert "| -2 | 0.10 (0.10 to 0.10) | 0.70 (0.70 to 0.70) | 1.22 | 1.20 |" in text  # exp(0.2), 120 / 100
     assert "| 0 (base) | 0.50" in text and "| -0.5 | 0.40" in text
     assert re.search(r"\*\*GPU path\*\*.*: not measured\.", text)
