@@ -126,6 +126,7 @@ def test_a_study_is_read_with_its_own_rule_and_falls_back_to_the_embedded_profil
     assert ([r.method for r in found], name, excluded) == (["ia3"], "mini", [])
     found, name, excluded = study_runs(PROFILES["mini"], "ablations", tmp_path)
     assert found == [] and "at a rate of 0.5" in excluded[0]
+    assert len(excluded) == 1  # read once, named once
     assert study_runs(PROFILES["mini"], "nothing", tmp_path)[0] == []
 
 

@@ -193,7 +193,7 @@ def study_runs(profile: Profile, study: str, assets: Path = ASSETS) -> tuple[lis
     """
     refuse = stranger if study == "sweep" else misfit
     records, excluded = [], []
-    for candidate in (profile, PROFILES["mini"]):
+    for candidate in dict.fromkeys((profile, PROFILES["mini"])):  # once where they are the same
         folder = assets / "runs" / candidate.name / study
         if folder.is_dir():
             fingerprint = base_fingerprint(load_base(candidate)[0])

@@ -55,7 +55,7 @@ def reference_costs(profile: Profile, assets: Path = ASSETS) -> tuple[dict[str, 
 
     A file that was made with another configuration is passed over; with none, no rows.
     """
-    for candidate in (profile, PROFILES["mini"]):
+    for candidate in dict.fromkeys((profile, PROFILES["mini"])):
         path = assets / "runs" / candidate.name / "cost.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if found.get("config_id") == candidate.config_id():
