@@ -1,8 +1,9 @@
-"""A trained (IA)³ adapter, graded from its numbers alone.
+"""A trained (IA)³ adapter and the loss curve of its training, graded from their numbers alone.
 
-For: `grade_adapter`, on the bytes of `adapter_model.safetensors` and `probe.json`, and the bands that it holds the two
-gains against. The file is read by the `safetensors` library, never by pickle; the student's `adapter_config.json` is
-not used; the losses are measured here, on our base model and our held-out reviews. Not for: code (`worker.py`).
+For: `grade_adapter`, on the bytes of `adapter_model.safetensors`, `probe.json` and `run.json`, and the bands that it
+holds the two gains against. The tensors are read by the `safetensors` library, never by pickle; the student's
+`adapter_config.json` is not used; all losses are measured here, on our base model and our held-out reviews.
+Not for: code (`worker.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-WEIGHTS, PROBE = "adapter_model.safetensors", "probe.json"
+WEIGHTS, PROBE, RUN = "adapter_model.safetensors", "probe.json", "run.json"
 GAINS = ("loss_gain", "positivity_gain")
-SHARES = {"sound": 0.4, "loss_gain": 0.3, "positivity_gain": 0.3}  # of the points
+SHARES = {"sound": 0.2, "curve": 0.2, "loss_gain": 0.3, "positivity_gain": 0.3}  # of the points
 FEWEST_SEEDS = 5
 LEAST_CHANGE = 1e-3  # an adapter none of whose factors moved this far from 1 has not been trained
 MOST_CHANGE = 10.0
 MOST_BYTES = 16 << 20
+FEWEST_EVALUATIONS = 3  # of held-out reviews that make a curve
+CURVE_TOLERANCE = 2e-3  # nats per token between a recorded loss and ours: processors round differently
 
 Measure = Callable[[dict[str, np.ndarray]], Mapping[str, float]]
 
@@ -42,13 +45,13 @@ class Check:
 
 
 def find_adapter_files(files: Mapping[str, bytes], task: str = "positive") -> dict[str, bytes]:
-    """The adapter of `task` among a student's files, by file name; empty where there is none."""
-    folders = [PurePosixPath(name).parent for name in files if PurePosixPath(name).name == WEIGHTS]
-    folders.sort(key=lambda folder: (task not in folder.name, str(folder)))
-    found = [folder for folder in folders if task in folder.name or len(folders) == 1]
-    if not found:
-        return {}
-    return {name: files[str(found[0] / name)] for name in (WEIGHTS, PROBE) if str(found[0] / name) in files}
+    """The adapter of `task` among a student's files and the record of its run, by file name; empty without adapter."""
+    found = {}
+    for name, others in ((WEIGHTS, (WEIGHTS, PROBE)), (RUN, (RUN,))):
+        folders = sorted(PurePosixPath(path).parent for path in files if PurePosixPath(path).name == name)
+        chosen = [folder for folder in folders if task in folder.name or len(folders) == 1][:1]
+        found |= {other: files[str(f / other)] for f in chosen for other in others if str(f / other) in files}
+    return found if WEIGHTS in found else {}
 
 
 def grade_adapter(
@@ -56,13 +59,15 @@ def grade_adapter(
 ) -> tuple[float, list[Check]]:
     """`(share of the points, checks)`; a file that is not sound gets nothing and is not measured.
 
-    `references`: folders of adapters that come with the course; the first says which keys, shapes and base are right,
-    and none of them may be handed in. `bands`: `{"loss_gain": (low, high), ...}`. `measure`: tensors -> gains.
+    `references`: folders of adapters that students were given; the first says which keys, shapes and base are right,
+    and none of them may be handed in. `bands`: `{"loss_gain": (low, high), ...}`. `measure`: tensors -> the two gains
+    and the losses `start_loss` (of the base) and `best_loss` (of the adapter) on the reviews of the curve.
     """
     checks, tensors = check_file(files, references)
     if not all(check.passed for check in checks):
         return 0.0, checks
     gains = measure(tensors)
+    checks.append(check_curve(files.get(RUN), references[0], gains))
     for name in GAINS:
         (low, high), value = bands[name], float(gains[name])
         what = {"loss_gain": "loss on held-out positive reviews, base minus yours, nats per token",
@@ -70,8 +75,38 @@ def grade_adapter(
         inside = math.isfinite(value) and low <= value <= high
         note = "" if inside else ": too little was learned" if not value > low else ": more than training can give"
         checks.append(Check(name, inside, f"{what}: {value:+.4f}, expected {low:+.4f} to {high:+.4f}{note}"))
-    share = SHARES["sound"] + sum(SHARES[check.name] for check in checks if check.name in GAINS and check.passed)
+    share = SHARES["sound"] + sum(SHARES.get(check.name, 0) for check in checks if check.passed)
     return round(share, 6), checks
+
+
+def check_curve(data: bytes | None, reference: Path, measured: Mapping[str, float]) -> Check:
+    """Whether the run's record is the whole curve of a training that began at our base and ended at this adapter."""
+    try:
+        run = json.loads(data or b"{}")
+        history, steps, base = run["history"], run["config"]["steps"], run["config"]["base"]
+        rows = [row["step"] for row in history]
+        losses = [float(row[name]) for row in history for name in ("train_loss", "eval_loss") if name in row]
+        curve = [float(row["eval_loss"]) for row in history if "eval_loss" in row]
+        said = {"start_loss": float(run["metrics"]["start_loss"]), "best_loss": float(run["metrics"]["best_loss"])}
+        rising = all(one < other for one, other in zip(rows, rows[1:], strict=False))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        return Check("curve", False, f"{RUN} is missing or damaged: it holds the loss curve of your training")
+    problems = {
+        "the training was not finished": run.get("status") != "finished",
+        "it was trained on another base model": base != _fingerprint(reference),
+        "it has gaps, or steps out of order": not rising or not rows or rows[-1] != steps,
+        "a loss is NaN or infinite: the training diverged": not all(map(math.isfinite, losses)),
+        "it has too few losses on held-out reviews": len(curve) < FEWEST_EVALUATIONS,
+        "its summary is not what the curve shows": bool(curve) and list(said.values()) != [curve[0], min(curve)],
+    }
+    for problem, there in problems.items():
+        if there:
+            return Check("curve", False, f"{RUN}: {problem}")
+    for name, value in said.items():
+        if not abs(value - measured[name]) <= CURVE_TOLERANCE:
+            whose = {"start_loss": "the base", "best_loss": "this adapter"}[name]
+            return Check("curve", False, f"{RUN}: {name} is {value:.4f}, but {whose} has {measured[name]:.4f}")
+    return Check("curve", True, f"{len(rows)} rows up to step {steps}, and it ends where this adapter is")
 
 
 def check_file(files: Mapping[str, bytes], references: Sequence[Path]) -> tuple[list[Check], dict[str, np.ndarray]]:
@@ -131,13 +166,17 @@ def _own(tensors: dict, known: list[dict]) -> Check:
 
 
 def _base(probe: bytes | None, reference: Path) -> Check:
-    wanted = json.loads((reference / PROBE).read_text(encoding="utf-8"))["base_fingerprint"]
+    wanted = _fingerprint(reference)
     try:
         found = json.loads(probe or b"{}")["base_fingerprint"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return Check("base", False, f"{PROBE} is missing or damaged: it says which base model the adapter is for")
     good = found == wanted
     return Check("base", good, "trained on the course's base model" if good else "trained on another base model")
+
+
+def _fingerprint(reference: Path) -> str:
+    return json.loads((reference / PROBE).read_text(encoding="utf-8"))["base_fingerprint"]
 
 
 class Meter:
@@ -152,18 +191,21 @@ class Meter:
 
         quiet()
         self.bench = Bench(load_profile(profile))
-        test = self.bench.blocks("test", "positive", limit=self.bench.profile.eval_blocks)
+        test, seen = (
+            self.bench.blocks(part, "positive", limit=self.bench.profile.eval_blocks) for part in ("test", "validation")
+        )
 
-        def scores(model: object) -> tuple[float, float]:
+        def scores(model: object) -> tuple[float, float, float]:
             options = self.bench.profile.sampling
+            losses = held_out_loss(model, seen).value, held_out_loss(model, test).value
             samples = generate(model, self.bench.tokenizer, PROMPTS, seed=self.bench.profile.seed, **options)
-            return held_out_loss(model, test).value, positivity(samples, self.bench.judges["words"]).value
+            return *losses, positivity(samples, self.bench.judges["words"]).value
 
         self.scores = scores
         self.base = scores(self.bench.base)
 
     def __call__(self, tensors: dict[str, np.ndarray]) -> dict[str, float]:
-        """The gains of an adapter over the base; same numbers in, same gains out."""
+        """The gains of an adapter over the base, and the losses of both on validation reviews; always the same."""
         import torch
 
         from utils.adapters import attach, load_base, set_scaling_vectors
@@ -172,10 +214,11 @@ class Meter:
         model = attach(load_base(self.bench.profile)[0], "ia3")
         set_scaling_vectors(model, {_key(name): torch.from_numpy(v.copy()).flatten() for name, v in tensors.items()})
         try:
-            loss, positive = self.scores(model)
+            seen, loss, positive = self.scores(model)
         except EvaluationError:  # it writes nothing at all: there is no share of anything
-            return dict.fromkeys(GAINS, math.nan)
-        return {"loss_gain": self.base[0] - loss, "positivity_gain": positive - self.base[1]}
+            return dict.fromkeys((*GAINS, "start_loss", "best_loss"), math.nan)
+        gains = {"loss_gain": self.base[1] - loss, "positivity_gain": positive - self.base[2]}
+        return gains | {"start_loss": self.base[0], "best_loss": seen}
 
 
 def _key(name: str) -> str:

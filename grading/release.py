@@ -20,6 +20,9 @@ from grading import cells
 SHIPPED = ("utils", "assets", "requirements.txt", "constraints.txt", "LICENSE")
 ENDINGS = {".py", ".json", ".safetensors", ".md", ".txt", ".png"}
 HERE = Path(__file__).resolve().parent
+# Training is deterministic: on a processor like ours, the course's seed leads to the very numbers of this adapter.
+# Students must not have it, so that equal numbers are no sign of copying.
+KEPT_BACK = "assets/adapters/*/positive-seed0/*"
 OWN = {"student-README.md": "README.md", "submit.py": "submit.py"}  # files of this package that students get
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is made
@@ -58,8 +61,8 @@ def student_notebook(solved: Mapping) -> dict:
         elif cells.is_test(cell):
             cell["source"] = cells.without_hidden(cell["source"])
         kept = {key: cell["metadata"][key] for key in ("nbgrader", "tags") if key in cell["metadata"]}
-        if cells.is_test(cell):
-            kept |= {"editable": False, "deletable": False}
+        if cells.is_test(cell):  # Jupyter runs the cells after a failing one only where the tag allows it to fail
+            kept |= {"editable": False, "deletable": False, "tags": [*kept.get("tags", []), "raises-exception"]}
         cell["metadata"] = kept
         if cells.is_solution(cell):
             cell.pop("attachments", None)
@@ -93,13 +96,15 @@ def _shipped_files(root: Path, shipped: Iterable[str]) -> Iterator[tuple[Path, P
         for path in found:
             relative = path.relative_to(root)
             hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
-            if (
-                path.is_file()
-                and not path.is_symlink()
-                and not hidden
-                and (path.suffix in ENDINGS or name == path.name)
-            ):
+            wanted = (path.suffix in ENDINGS or name == path.name) and not relative.match(KEPT_BACK)
+            if wanted and not hidden and path.is_file() and not path.is_symlink():
                 yield path, relative
+
+
+def references_of(root: Path, profile: str) -> list[Path]:
+    """The folders of the positive adapters that students have, sorted; these may not be handed in."""
+    found = [path for path, _ in _shipped_files(root, [f"assets/adapters/{profile}"]) if path.suffix == ".safetensors"]
+    return sorted(path.parent for path in found if path.parent.name.startswith("positive"))
 
 
 def write_zip(folder: Path, archive: Path, top: str) -> None:

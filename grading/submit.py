@@ -1,4 +1,4 @@
-"""Pack what is to be handed in, the notebooks and the trained adapters, into `submission.zip`.
+"""Pack what is to be handed in, the notebooks, the trained adapters and their loss curves, into `submission.zip`.
 
 python submit.py
 """
@@ -14,6 +14,7 @@ def main() -> None:
     """Write the zip and say what is in it."""
     found = sorted(HERE.glob("*.ipynb"))
     found += [path for path in sorted(HERE.glob("artifacts/*/adapters/*/*")) if path.name in FILES]
+    found += sorted(HERE.glob("artifacts/*/train/*/run.json"))
     with zipfile.ZipFile(HERE / "submission.zip", "w", zipfile.ZIP_DEFLATED) as file:
         for path in found:
             file.write(path, path.relative_to(HERE).as_posix())

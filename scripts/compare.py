@@ -1,7 +1,7 @@
 """Make the reference runs that 03 and 04 read: one run, one JSON under `assets/runs/<profile>/`.
 
     python scripts/compare.py                      # all that is missing, one after another
-    python scripts/compare.py --only dial          # sweep | runs | ablations | dial | cost
+    python scripts/compare.py --only dial          # sweep | runs | ablations | dial | cost | bands
     python scripts/compare.py --only runs --share 1/2    # every second run: the other half in a second process
     python scripts/compare.py --gpu-cost           # time and memory of GPT-2's shape, on a GPU
     LAB_PROFILE=gpt2 python scripts/compare.py     # for another profile
@@ -53,6 +53,7 @@ RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of the s
 SWEEP_SEED = 0
 STRENGTHS = {"dial": (-2, -1, 0, 1, 2, 3), "contrast": (-3, -2.5, -2, -1, 0, 1, 2, 2.5, 3)}
 SEEDS = (0, 1, 2)
+BAND_SEEDS = (3, 4, 5, 6, 7)  # more runs of (IA)³, from which `grading_bands.py` learns how far seeds lie apart
 GPU_BATCH = (8, 512)  # rows, tokens
 
 
@@ -69,6 +70,17 @@ def comparison_jobs(bench: Bench, methods: list[str], seeds: list[int]) -> Jobs:
             measure_run, bench, task, method, seed, adapter_folder=adapters / f"{task}-seed{seed}"
         )
         for task, method, seed in runs
+    }
+
+
+def band_jobs(bench: Bench) -> Jobs:
+    """The base and (IA)³ on positive reviews with more seeds; no adapter is kept."""
+    return {
+        runs_folder(bench) / "bands" / f"positive-{method}-seed{seed}.json": partial(
+            measure_run, bench, "positive", method, seed
+        )
+        for seed in BAND_SEEDS
+        for method in ("base", "ia3")
     }
 
 
@@ -242,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--only", choices=("sweep", "runs", "ablations", "dial", "cost"))
+    parser.add_argument("--only", choices=("sweep", "runs", "ablations", "dial", "cost", "bands"))
     parser.add_argument("--share", default="1/1", help="2/3: the second of three processes that share the runs")
     parser.add_argument("--gpu-cost", action="store_true", help="measure time and memory on a GPU, and stop")
     options = parser.parse_args()
@@ -264,6 +276,7 @@ def main() -> None:
         "ablations": lambda: make_all(bench, share(ablation_jobs(bench, options.seeds))),
         "dial": partial(run_dial, bench, options.seeds),
         "cost": partial(run_cost, bench, options.methods),
+        "bands": lambda: make_all(bench, share(band_jobs(bench))),
     }
     for name in [options.only] if options.only else list(stages):
         stages[name]()

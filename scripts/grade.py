@@ -24,7 +24,7 @@ from grading.adapter import Check, Meter, grade_adapter  # noqa: E402
 from grading.cells import FormatError  # noqa: E402
 from grading.course import Course, CourseError  # noqa: E402
 from grading.intake import IntakeError, collect  # noqa: E402
-from grading.release import ReleaseError  # noqa: E402
+from grading.release import ReleaseError, references_of  # noqa: E402
 from grading.report import write_reports  # noqa: E402
 from grading.run import grade_class  # noqa: E402
 from grading.sandbox import Limits  # noqa: E402
@@ -32,7 +32,7 @@ from grading.sandbox import Limits  # noqa: E402
 
 def adapter_grader(root: Path, profile: str) -> Callable[[Mapping[str, bytes]], tuple[float, list[Check]]] | None:
     """What grades adapters: needs the reference adapters and `assets/grading-bands.json`; None where they are not."""
-    references = sorted((root / "assets" / "adapters" / profile).glob("positive-*"))
+    references = references_of(root, profile)
     bands = root / "assets" / "grading-bands.json"
     if not references or not bands.is_file():
         return None

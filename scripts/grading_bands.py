@@ -1,5 +1,6 @@
 """Write `assets/grading-bands.json`: between which gains a trained adapter lies, from reference runs of several seeds.
 
+python scripts/compare.py --only bands    # the runs with more seeds, once
 python scripts/grading_bands.py [--fewest 5]
 """
 
@@ -27,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fewest", type=int, default=FEWEST_SEEDS, help="seeds that are needed at least")
     options = parser.parse_args(arguments)
     pairs = {}
-    for path in sorted(options.runs.glob("positive-ia3-seed*.json")):
+    for path in sorted([*options.runs.glob("positive-ia3-seed*.json"), *options.runs.glob("bands/*-ia3-seed*.json")]):
         seed = int(re.search(r"seed(\d+)", path.name)[1])
-        base = options.runs / f"positive-base-seed{seed}.json"
+        base = path.with_name(f"positive-base-seed{seed}.json")
         if base.is_file():
             pairs[seed] = tuple(json.loads(p.read_text(encoding="utf-8"))["metrics"] for p in (path, base))
     try:

@@ -11,7 +11,7 @@ import symtable
 from collections.abc import Iterator
 
 from nbformat import NotebookNode
-from notebook_rules import is_compared, is_exercise
+from notebook_rules import is_compared, is_exercise, tags
 
 KEYS = {"schema_version", "grade_id", "grade", "solution", "locked", "task"}
 ROLES = {  # (cell type, solution, grade, locked) -> what the cell is
@@ -21,6 +21,7 @@ ROLES = {  # (cell type, solution, grade, locked) -> what the cell is
     ("code", False, True, True): "test",
     ("markdown", True, True, False): "written",
 }
+FILES_TAG = "grade-adapter"  # of a test whose points come from files: it has no solution cell and nothing to hide
 HELPS = 3
 CELLS = 30  # of exercises, in one notebook
 
@@ -52,9 +53,9 @@ def nbgrader_metadata(notebook: NotebookNode) -> list[str]:
 
 
 def whole_exercises(notebook: NotebookNode) -> list[str]:
-    """Card, solution, test; or card, written answer; or card, scoreboard, as the last cells. Nothing stands between."""
+    """Card, solution, test; card, written answer; card, test of files; at the end card, scoreboard. Nothing between."""
     roles = "".join((role(cell) or "none")[0] if is_exercise(cell) else "-" for cell in notebook.cells)
-    problems = [] if re.fullmatch(r"(-|cst|cw)*(cb)?", roles) else [f"exercise cells are out of order: {roles}"]
+    problems = [] if re.fullmatch(r"(-|cst|cw|ct)*(cb)?", roles) else [f"exercise cells are out of order: {roles}"]
     if "c" in roles and not roles.endswith("cb"):
         problems.append("a notebook with exercises ends with its scoreboard")
     if (count := len(exercise_cells(notebook))) > CELLS:
@@ -80,7 +81,7 @@ def marked_regions(notebook: NotebookNode) -> list[str]:
     for cell in exercise_cells(notebook):
         name = {"solution": "SOLUTION", "test": "HIDDEN TESTS"}.get(role(cell))
         marks = re.findall(r"^ *### (BEGIN|END) (.*)$", cell.source, re.MULTILINE)
-        wanted = [("BEGIN", name), ("END", name)] if name else []
+        wanted = [("BEGIN", name), ("END", name)] if name and FILES_TAG not in tags(cell) else []
         if cell.cell_type == "code" and marks != wanted:
             problems.append(f"{cell.id}: marks are {marks}, not {wanted}")
     return problems

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 import re
@@ -25,6 +24,7 @@ from grading_course import (
     graded_cell,
     handed_in,
     notebook,
+    run_file,
     solution,
     vectors,
     write_course,
@@ -32,7 +32,7 @@ from grading_course import (
 )
 
 from grading import cells, codec
-from grading.adapter import BandError, Meter, find_adapter_files, grade_adapter, make_bands
+from grading.adapter import grade_adapter
 from grading.course import Course, CourseError, Runner, calibrate
 from grading.intake import IntakeError, collect, read_name
 from grading.report import write_reports, write_table
@@ -51,11 +51,12 @@ OPEN = None
 def measure(tensors: dict) -> dict[str, float]:
     """Stands in for the model: what a file gains grows with its distance from 1."""
     moved = float(np.mean([np.abs(value - 1).mean() for value in tensors.values()]))
-    return {"loss_gain": moved, "positivity_gain": 3 * moved}
+    return {"loss_gain": moved, "positivity_gain": 3 * moved, "start_loss": 4.0, "best_loss": 3.85}
 
 
 NAN = vectors() | {next(iter(vectors())): np.full((24, 1), np.nan, np.float32)}
 HALF = dict(list(vectors().items())[:2])
+OTHER_CURVE = run_file([(0, None, 4.0), (10, 3.8, 3.5), (20, 3.7, 3.4)])
 EQUAL = """
 class Equal(int):
     __eq__ = __lt__ = __gt__ = __le__ = __ge__ = lambda self, other: True
@@ -171,6 +172,8 @@ def table(root: Path, port: int) -> dict[str, tuple[dict[str, bytes], tuple, str
         "nan": (as_files({}, adapter_files(NAN)), (0,) * 7, "NaN"),
         "half": (as_files({}, adapter_files(HALF)), (0,) * 7, "2 of 4 vectors are missing"),
         "weak": (as_files({}, adapter_files(vectors(1.005))), (0, 0, 0, 0, 4, 0, 0), "too little was learned"),
+        "no curve": (as_files({}, GOOD | {"run.json": b"[]"}), (0, 0, 0, 0, 8, 0, 0), "missing or damaged"),
+        "other curve": (as_files({}, GOOD | {"run.json": OTHER_CURVE}), (0, 0, 0, 0, 8, 0, 0), "this adapter has 3.85"),
         "other base": (as_files({}, adapter_files(vectors(), "another")), (0,) * 7, "another base model"),
         "pickle": (as_files({}, {"adapter_model.safetensors": b"\x80\x04cos\nsystem\n(S'touch owned'\ntR."}), (0,) * 7,
                    "not a safetensors file"),
@@ -485,63 +488,3 @@ def test_what_a_function_does_to_its_arguments_comes_back_and_ours_run_here(tmp_
     course = Course.load(root)
     with Runner(course, course.plans[0], LIMITS, []) as runner:
         assert calibrate(runner) == [] and course.inside == set()
-
-
-# --- adapters ---
-
-
-def test_a_good_adapter_gets_every_point_and_says_what_was_looked_at(reference):
-    share, checks = grade_adapter(GOOD, [reference], BANDS, measure)
-    assert share == 1 and [check.name for check in checks] == [
-        "file", "shapes", "finite", "trained", "own", "base", "loss_gain", "positivity_gain"
-    ]  # fmt: skip
-
-
-def test_gains_beyond_the_band_are_not_believed(reference):
-    share, checks = grade_adapter(GOOD, [reference], BANDS, lambda _: {"loss_gain": 3.0, "positivity_gain": np.nan})
-    assert share == 0.4 and "more than training can give" in checks[-2].message and not checks[-1].passed
-
-
-def test_the_adapter_of_the_task_is_found_among_several():
-    files = {f"a/{task}/{name}": task.encode() for task in ("negative", "positive") for name in GOOD}
-    assert find_adapter_files(files)["probe.json"] == b"positive"
-    assert (
-        find_adapter_files({"x/negative/adapter_model.safetensors": b"", "y/other/adapter_model.safetensors": b""})
-        == {}
-    )
-
-
-def run_pairs(gains: list[float]) -> dict:
-    def metrics(gain: float) -> dict:
-        values = {"base_test_loss_positive": 4.0, "test_loss_positive": 4.0 - gain, "positivity": 0.5 + 10 * gain}
-        return {name: {"value": value} for name, value in values.items()}
-
-    return {seed: (metrics(gain), metrics(0.0)) for seed, gain in enumerate(gains)}
-
-
-def test_bands_need_five_seeds_and_exclude_the_untrained():
-    with pytest.raises(BandError, match="2 seeds, 5 are needed"):
-        make_bands(run_pairs([0.02, 0.03]))
-    low, high = make_bands(run_pairs([0.020, 0.021, 0.022, 0.024, 0.026]))["loss_gain"]
-    assert low == pytest.approx(0.014) and high == pytest.approx(0.056)
-    assert make_bands(run_pairs([0.01, 0.05]), fewest=2)["loss_gain"][0] == pytest.approx(0.005)
-    with pytest.raises(BandError, match="untrained"):
-        make_bands(run_pairs([0.0, 0.1]), fewest=2)
-    assert json.dumps(make_bands(run_pairs([0.02] * 5)))
-
-
-def test_the_meter_measures_with_the_course_s_own_model(bench, tiny_model, tokenizer, monkeypatch):
-    """An adapter of ones gains exactly nothing; another one gains the same each time it is measured."""
-    monkeypatch.setattr("utils.adapters.load_base", lambda profile: (copy.deepcopy(tiny_model), tokenizer))
-    sizes = {name: getattr(bench.profile, name) for name in ("block_length", "eval_blocks", "new_tokens")}
-    monkeypatch.setenv("LAB_OVERRIDE", ",".join(f"{k}={v}" for k, v in {**sizes, "samples_per_prompt": 1}.items()))
-    meter = Meter("mini")
-    shapes = {f"h.{layer}.{role}": shape for layer in range(2) for role, shape in ROLES.items()}
-    ones = {f"base_model.model.transformer.{name}.ia3_l": np.ones(s, np.float32) for name, s in shapes.items()}
-    assert meter(ones) == {"loss_gain": 0.0, "positivity_gain": 0.0}
-    moved = {name: value * np.float32(1.3) for name, value in ones.items()}
-    gains = meter(moved)
-    assert gains["loss_gain"] != 0 and meter(moved) == gains
-
-
-ROLES = {"attn.c_attn": (96, 1), "mlp.c_proj": (1, 128)}  # of conftest's model, whose width is 32

@@ -52,6 +52,8 @@ def test_solutions_are_stubs_in_their_place_and_cells_keep_their_ids(root, editi
         assert [c["metadata"].get("nbgrader") for c in ours] == [c["metadata"].get("nbgrader") for c in theirs]
         assert all(cell.get("outputs", []) == [] and cell.get("execution_count") is None for cell in theirs)
         assert not any("slideshow" in cell["metadata"] for cell in theirs)
+    tests = [cell for cell in theirs if cells.is_test(cell)]
+    assert tests and all("raises-exception" in cell["metadata"]["tags"] for cell in tests)  # "Run all" goes on
     book = cells.read_notebook((edition[0] / "01-Plain.ipynb").read_bytes())
     sources = {cells.grade_id(cell): cell["source"] for cell in book["cells"]}
     assert sources["twice"] == "def twice(x):\n    ...  # YOUR CODE HERE"
@@ -125,12 +127,17 @@ def test_the_student_packs_notebooks_and_adapters_only(edition, tmp_path):
     adapter.mkdir(parents=True)
     for name in ("adapter_model.safetensors", "probe.json", "notes.txt"):
         (adapter / name).write_text("x")
+    curve = folder / "artifacts" / "mini" / "train" / "positive" / "run.json"
+    (curve.parent / "checkpoints").mkdir(parents=True)
+    curve.write_text("{}")
+    (curve.parent / "checkpoints" / "run.json").write_text("{}")
     done = subprocess.run([sys.executable, "submit.py"], cwd=folder, capture_output=True, text=True, check=True)
     assert "no trained adapter" not in done.stdout
     with zipfile.ZipFile(folder / "submission.zip") as archive:
         names = [name.rsplit("/", 1) for name in archive.namelist()]
     place = "artifacts/mini/adapters/positive"
-    assert names == [["01-Plain.ipynb"], [place, "adapter_model.safetensors"], [place, "probe.json"]]
+    train = ["artifacts/mini/train/positive", "run.json"]
+    assert names == [["01-Plain.ipynb"], [place, "adapter_model.safetensors"], [place, "probe.json"], train]
 
 
 def test_the_course_itself_has_a_student_edition(tmp_path):

@@ -119,12 +119,16 @@ NOTEBOOKS = {"01": "setup", "02": "train", "03": "inference", "04": "compare"}  
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise: its number ("1.2" is the second of notebook 01), title and points; written ones have no check."""
+    """One exercise: its number ("1.2" is the second of notebook 01), title and points.
+
+    `written`: a person reads it, there is no check. `files`: not a function is checked but what a notebook has saved.
+    """
 
     number: str
     title: str
     points: int
     written: bool = False
+    files: bool = False
 
     @property
     def notebook(self) -> str:
@@ -141,14 +145,15 @@ EXERCISES = {
         Exercise("1.4", "The vectors of any configuration", 3),
         Exercise("1.5", "Perplexity of many texts", 4),
         Exercise("1.6", "One number is not enough", 2, written=True),
-        Exercise("2.1", "Three configurations", 5),
+        Exercise("2.1", "Three configurations", 4),
         Exercise("2.2", "Exactly the base, or nearly", 3),
-        Exercise("2.3", "Pack without losing a token", 4),
-        Exercise("2.4", "Labels that teach to stop", 4),
+        Exercise("2.3", "Pack without losing a token", 3),
+        Exercise("2.4", "Labels that teach to stop", 3),
         Exercise("2.5", "Where weight decay leads", 3),
-        Exercise("2.6", "Overfit one batch", 5),
-        Exercise("2.7", "Read the heat map", 4),
+        Exercise("2.6", "Overfit one batch", 4),
+        Exercise("2.7", "Read the heat map", 3),
         Exercise("2.8", "Two settings, one reason", 2, written=True),
+        Exercise("2.9", "Your adapter and its curve", 5, files=True),
         Exercise("3.1", "Distinct n-grams", 4),
         Exercise("3.2", "Merge one layer by hand", 6),
         Exercise("3.3", "Two orders of rounding", 4),
@@ -221,8 +226,8 @@ _LATEST: dict[str, Verdict] = {}  # of this kernel, for the scoreboard
 def check(number: str, answer: object, seed: int = 0) -> Verdict:
     """Check `answer`, the student's function for exercise `number`, on inputs drawn from `seed`; print the verdict.
 
-    Whatever the answer does, this returns (only the user's own interrupt passes through). Raises `CheckError` for a
-    number that no coded exercise has.
+    For an exercise of files `answer` is the folder of the profile's artefacts. Whatever the answer does, this returns
+    (only the user's own interrupt passes through). Raises `CheckError` for a number that has no check.
     """
     exercise = EXERCISES.get(number)
     if exercise is None or exercise.written:

@@ -1,23 +1,30 @@
 """The checks of notebook 02's exercises: `CHECKS[number](answer, seed)` returns, or raises `Wrong` or `NotYet`.
 
-Models are GPT-2s of two narrow layers, made here; nothing is loaded. Reached through `checks.check()`. Not for: the
-exercises' texts and model answers, which stand in the notebook.
+Models are GPT-2s of two narrow layers, made here; nothing but the files of 2.9 is loaded. Reached through
+`checks.check()`. Not for: the exercises' texts and model answers, which stand in the notebook.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from peft import IA3Config, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from utils.adapters import attach, scaling_vectors, set_scaling_vectors
 from utils.answers import Draw, expect, kind, number, plain, tensors, untouched
-from utils.checks import Answer, Wrong
+from utils.checks import Answer, NotYet, Wrong
+from utils.runs import RunError, RunRecord
+from utils.storage import AdapterError, check_tensors, read_probe
 
+LEAST_MOVED = 1e-3  # a factor that training has moved is farther from 1 than this
+MOST_SAID = 110  # characters of another module's message
 LAYERS, WIDTH = 12, 768  # of GPT-2, in whose counts the traps of 2.1 are known
 PLACES = {"both": ("c_attn", "mlp.c_proj"), "attention": ("c_attn",), "feedforward": ("mlp.c_proj",)}
 CONFIG_TRAPS = {  # (part, numbers trained on GPT-2) -> the mistake
@@ -319,6 +326,34 @@ def farthest(vectors: dict[str, Tensor], move: Callable = lambda part: (part - 1
     return list(max(moves, key=moves.get))
 
 
+def check_files(answer: Answer, seed: int) -> None:
+    """2.9: the adapter that 02 has saved and the record of its run. The grader also measures both on other reviews."""
+    folder = answer.function
+    if not isinstance(folder, Path):
+        raise NotYet if folder is None or folder is ... else Wrong("a folder is due: artifacts_dir(profile)")
+    adapter, record = folder / "adapters" / "positive", folder / "train" / "positive" / "run.json"
+    if not adapter.exists() or not record.exists():
+        raise NotYet
+    try:
+        probe, run = read_probe(adapter), RunRecord.load(record)
+        check_tensors(adapter)
+    except AdapterError as error:
+        raise Wrong(f"the adapter is damaged: {str(error).partition(': ')[2] or 'save it again'}"[:MOST_SAID]) from None
+    except RunError:
+        raise Wrong("train/positive/run.json is damaged: delete it and run the training again") from None
+    vectors = load_file(adapter / "adapter_model.safetensors")
+    if any(not name.endswith("ia3_l") for name in vectors):
+        raise Wrong("the adapter holds other tensors than the vectors of (IA)³")
+    if max(float((vector - 1).abs().max()) for vector in vectors.values()) < LEAST_MOVED:
+        raise Wrong("every factor is 1: save the adapter after its training")
+    if run.status != "finished" or not run.history or run.history[-1]["step"] != run.config["steps"]:
+        raise Wrong("the curve is cut off: let the training run to its end")
+    if (probe["base_fingerprint"], probe.get("config_id")) != (run.config["base"], run.config_id):
+        raise Wrong("adapter and curve come from different runs: run 02 from top to bottom")
+    if not run.metrics.get("best_loss", math.inf) < run.metrics.get("start_loss", -math.inf):
+        raise Wrong("the held-out loss has not fallen: nothing was learned")
+
+
 CHECKS = {
     "2.1": check_config,
     "2.2": check_identity,
@@ -327,4 +362,5 @@ CHECKS = {
     "2.5": check_decay,
     "2.6": check_overfit,
     "2.7": check_heatmap,
+    "2.9": check_files,
 }

@@ -189,13 +189,14 @@ def check_name(base: PreTrainedModel | PeftModel, name: str) -> None:
 def find_adapter(profile: Profile, task: str, base: PreTrainedModel) -> tuple[Path, str]:
     """Folder of the adapter for `task` on `base` and whose it is: "yours" (from 02), else "reference run" (`assets/`).
 
-    One of another base model or another configuration is passed over. Raises `AdapterError`, which names what was
+    The reference is that of the lowest seed there is: the student edition leaves the first one out. One of another
+    base model or another configuration is passed over. Raises `AdapterError`, which names what was
     passed over, when none is left.
     """
     wanted, passed = {"base_fingerprint": base_fingerprint(base), "config_id": profile.config_id()}, []
     yours = artifacts_dir(profile) / "adapters" / task
-    reference = ASSETS / "adapters" / profile.name / f"{task}-seed0"
-    for folder, source in ((yours, "yours"), (reference, "reference run")):
+    shipped = sorted((ASSETS / "adapters" / profile.name).glob(f"{task}-seed*"))[:1]
+    for folder, source in [(yours, "yours"), *((reference, "reference run") for reference in shipped)]:
         if not (folder / "probe.json").is_file():
             continue
         probe = read_probe(folder)

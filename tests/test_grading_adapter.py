@@ -1,0 +1,135 @@
+"""A trained adapter and its curve, graded from their numbers: what is looked at, what is not believed, the bands."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from grading_course import CURVE, adapter_files, run_file, vectors, write_reference
+
+from grading.adapter import (
+    SHARES,
+    BandError,
+    Meter,
+    check_curve,
+    find_adapter_files,
+    grade_adapter,
+    make_bands,
+)
+from grading.release import references_of
+
+BANDS = {"loss_gain": (0.01, 0.5), "positivity_gain": (0.05, 0.9)}
+GOOD = adapter_files(vectors())
+MEASURED = {"loss_gain": 0.1, "positivity_gain": 0.3, "start_loss": 4.0, "best_loss": 3.85}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_reference(tmp_path_factory.mktemp("reference") / "positive-seed1")
+
+
+def test_a_good_adapter_gets_every_point_and_says_what_was_looked_at(reference):
+    share, checks = grade_adapter(GOOD, [reference], BANDS, lambda _: MEASURED)
+    assert share == sum(SHARES.values()) == 1
+    assert [check.name for check in checks] == [
+        "file", "shapes", "finite", "trained", "own", "base", "curve", "loss_gain", "positivity_gain"
+    ]  # fmt: skip
+
+
+def test_gains_beyond_the_band_are_not_believed(reference):
+    unlikely = MEASURED | {"loss_gain": 3.0, "positivity_gain": np.nan}
+    share, checks = grade_adapter(GOOD, [reference], BANDS, lambda _: unlikely)
+    assert share == 0.4 and "more than training can give" in checks[-2].message and not checks[-1].passed
+
+
+STARTLESS = [row for row in CURVE if row[0]]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "missing or damaged"),
+        (b"{", "missing or damaged"),
+        (b"[" * 100_000, "missing or damaged"),
+        (run_file(history=3), "missing or damaged"),
+        (run_file(history=[{"step": "0", "eval_loss": 4.0}, {"step": 5, "eval_loss": 3.0}]), "missing or damaged"),
+        (run_file(status="running"), "not finished"),
+        (run_file(base="another"), "another base model"),
+        (run_file(CURVE[:-1]), "gaps, or steps out of order"),
+        (run_file([*CURVE, CURVE[-1]]), "gaps, or steps out of order"),
+        (run_file([]), "gaps, or steps out of order"),
+        (run_file([*CURVE[:-1], (20, float("nan"), 3.86)]), "NaN or infinite"),
+        (run_file([CURVE[0], (20, 3.7, 3.85)]), "too few losses"),
+        (run_file(metrics={"start_loss": 4.0, "best_loss": 3.7}), "not what the curve shows"),
+        (run_file(STARTLESS), "start_loss is 3.9000, but the base has 4.0000"),
+        (run_file([*CURVE[:-1], (20, 3.7, 3.6)]), "best_loss is 3.6000, but this adapter has 3.8500"),
+    ],
+)
+def test_a_curve_that_is_not_this_training_is_named_and_costs_its_share_only(reference, data, said):
+    check = check_curve(data, reference, MEASURED)
+    assert not check.passed and said in check.message
+    files = {name: value for name, value in (GOOD | {"run.json": data}).items() if value is not None}
+    assert grade_adapter(files, [reference], BANDS, lambda _: MEASURED)[0] == pytest.approx(1 - SHARES["curve"])
+
+
+def test_a_curve_measured_on_another_processor_passes(reference):
+    nearly = MEASURED | {"start_loss": 4.0011, "best_loss": 3.8489}
+    assert check_curve(run_file(), reference, nearly).passed
+
+
+def test_the_adapter_of_the_task_is_found_among_several():
+    files = {f"a/{task}/{name}": task.encode() for task in ("negative", "positive") for name in GOOD}
+    assert find_adapter_files(files) == dict.fromkeys(GOOD, b"positive")
+    apart = {"a/adapters/positive/adapter_model.safetensors": b"1", "a/train/positive/run.json": b"2"}
+    assert find_adapter_files(apart) == {"adapter_model.safetensors": b"1", "run.json": b"2"}
+    others = {"x/negative/adapter_model.safetensors": b"", "y/other/adapter_model.safetensors": b"", "run.json": b""}
+    assert find_adapter_files(others) == {}
+
+
+def test_the_adapter_that_a_right_run_arrives_at_is_no_reference(tmp_path):
+    """With our seed and our processor a student has the numbers of seed 0: they must not count as a copy."""
+    for seed in (0, 1, 2):
+        write_reference(tmp_path / "assets" / "adapters" / "mini" / f"positive-seed{seed}")
+    write_reference(tmp_path / "assets" / "adapters" / "mini" / "negative-seed0")
+    assert [path.name for path in references_of(tmp_path, "mini")] == ["positive-seed1", "positive-seed2"]
+
+
+def run_pairs(gains: list[float]) -> dict:
+    def metrics(gain: float) -> dict:
+        values = {"base_test_loss_positive": 4.0, "test_loss_positive": 4.0 - gain, "positivity": 0.5 + 10 * gain}
+        return {name: {"value": value} for name, value in values.items()}
+
+    return {seed: (metrics(gain), metrics(0.0)) for seed, gain in enumerate(gains)}
+
+
+def test_bands_need_five_seeds_and_exclude_the_untrained():
+    with pytest.raises(BandError, match="2 seeds, 5 are needed"):
+        make_bands(run_pairs([0.02, 0.03]))
+    low, high = make_bands(run_pairs([0.020, 0.021, 0.022, 0.024, 0.026]))["loss_gain"]
+    assert low == pytest.approx(0.014) and high == pytest.approx(0.056)
+    assert make_bands(run_pairs([0.01, 0.05]), fewest=2)["loss_gain"][0] == pytest.approx(0.005)
+    with pytest.raises(BandError, match="untrained"):
+        make_bands(run_pairs([0.0, 0.1]), fewest=2)
+    assert json.dumps(make_bands(run_pairs([0.02] * 5)))
+
+
+def test_the_meter_measures_with_the_course_s_own_model(bench, tiny_model, tokenizer, monkeypatch):
+    """An adapter of ones gains exactly nothing; another one gains the same each time it is measured."""
+    monkeypatch.setattr("utils.adapters.load_base", lambda profile: (copy.deepcopy(tiny_model), tokenizer))
+    sizes = {name: getattr(bench.profile, name) for name in ("block_length", "eval_blocks", "new_tokens")}
+    monkeypatch.setenv("LAB_OVERRIDE", ",".join(f"{k}={v}" for k, v in {**sizes, "samples_per_prompt": 1}.items()))
+    meter = Meter("mini")
+    shapes = {f"h.{layer}.{role}": shape for layer in range(2) for role, shape in ROLES.items()}
+    ones = {f"base_model.model.transformer.{name}.ia3_l": np.ones(s, np.float32) for name, s in shapes.items()}
+    none = meter(ones)
+    assert (none["loss_gain"], none["positivity_gain"], none["best_loss"]) == (0.0, 0.0, none["start_loss"])
+    moved = {name: value * np.float32(1.3) for name, value in ones.items()}
+    gains = meter(moved)
+    assert gains["loss_gain"] != 0 and gains["best_loss"] != gains["start_loss"] == none["start_loss"]
+    assert meter(moved) == gains
+
+
+ROLES = {"attn.c_attn": (96, 1), "mlp.c_proj": (1, 128)}  # of conftest's model, whose width is 32
