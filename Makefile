@@ -16,6 +16,7 @@
 PYTHON ?= python3
 NOTEBOOKS ?= 01-Setup.ipynb 02-Train.ipynb 03-Inference.ipynb 04-Compare.ipynb
 VENV := .venv
+FORMGRADER := .formgrader
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.txt
 # One process, one notebook after the other: each needs what the one before it has written.
@@ -78,9 +79,15 @@ grade: env
 	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make grade SUBMISSIONS=folder"; exit 2; }
 	$(RUN) scripts/grade.py "$(SUBMISSIONS)" $(GRADE)
 
-formgrader: env
+# nbgrader wants other versions of Jupyter than the course, so it has an environment of its own.
+formgrader: $(FORMGRADER)/installed.txt
 	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make formgrader SUBMISSIONS=folder"; exit 2; }
-	$(RUN) scripts/formgrader.py "$(SUBMISSIONS)"
+	$(FORMGRADER)/bin/python scripts/formgrader.py "$(SUBMISSIONS)"
+
+$(FORMGRADER)/installed.txt: requirements-formgrader.txt
+	$(PYTHON) -m venv $(FORMGRADER)
+	$(FORMGRADER)/bin/python -m pip install --disable-pip-version-check -r requirements-formgrader.txt
+	cp requirements-formgrader.txt $@
 
 bench-grading: env
 	$(RUN) scripts/bench_grading.py $(BENCH)

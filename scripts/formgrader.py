@@ -1,16 +1,20 @@
 """Lay out a class for nbgrader's formgrader, in which written answers can be read and marked one by one.
 
     python scripts/formgrader.py SUBMISSIONS [--output build/formgrader]
+    python scripts/formgrader.py --collect build/grades/written.csv
 
-Writes `source/`, `submitted/` and a configuration; with nbgrader installed (requirements-formgrader.txt) it also fills
-the database *without running any student's code*, and opens the formgrader. Without nbgrader it says what to do;
-`make grade` needs none of this: `build/grades/written.html` and `written.csv` serve the same end.
+The first writes `source/`, `submitted/` and a configuration; with nbgrader installed (requirements-formgrader.txt) it
+also fills the database *without running any student's code*, and opens the formgrader. Tests are plain cells there:
+their points are `make grade`'s. The second takes points and comments out of the formgrader into the table that
+`make grade` reads. Neither is needed: `build/grades/written.html` and `written.csv` serve the same end.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +30,7 @@ from grading.course import Course, Plan  # noqa: E402
 from grading.intake import IntakeError, collect  # noqa: E402
 from grading.match import match  # noqa: E402
 from grading.release import student_notebook  # noqa: E402
+from grading.report import number, write_table  # noqa: E402
 
 ASSIGNMENT = "course"
 CONFIGURATION = """c = get_config()
@@ -38,11 +43,20 @@ c.Autograde.autograde_preprocessors = [  # no Execute: a student's code runs in 
 
 
 def assembled(plan: Plan, answers: dict[str, str]) -> dict:
-    """Our notebook, as students get it, with the answers put in; everything else in it is ours."""
+    """Our notebook, as students get it, with the answers put in and its tests no tests; everything else is ours."""
     notebook = copy.deepcopy(student_notebook(plan.notebook))
     for cell in notebook["cells"]:
         if cells.is_solution(cell) and cells.grade_id(cell) in answers:
             cell["source"] = answers[cells.grade_id(cell)]
+    return without_tests(notebook)
+
+
+def without_tests(notebook: dict) -> dict:
+    """The notebook with its tests as plain cells: nbgrader gives full points for a test that nobody has run."""
+    for cell in notebook["cells"]:
+        if cells.is_test(cell):
+            del cell["metadata"]["nbgrader"]
+            cell["source"] = cells.without_hidden(cell["source"])
     return notebook
 
 
@@ -52,7 +66,7 @@ def lay_out(course: Course, submissions: Path, output: Path) -> int:
     for name in ("source", "submitted"):
         shutil.rmtree(output / name, ignore_errors=True)
     for plan in course.plans:
-        _write(output / "source" / ASSIGNMENT / plan.name, plan.notebook)
+        _write(output / "source" / ASSIGNMENT / plan.name, without_tests(copy.deepcopy(plan.notebook)))
     for submission in found:
         answers, _ = match(course, submission.files)
         for plan in course.plans:
@@ -67,13 +81,39 @@ def _write(path: Path, notebook: dict) -> None:
     path.write_bytes(cells.write_notebook(notebook))
 
 
+def collect_marks(output: Path, table: Path) -> int:
+    """Put the points and comments given in the formgrader into `written.csv`; returns how many. Needs nbgrader."""
+    from nbgrader.api import Gradebook
+
+    marks = {}
+    with Gradebook(f"sqlite:///{(output / 'gradebook.db').resolve()}") as book:
+        for submission in book.assignment_submissions(ASSIGNMENT):
+            for notebook in submission.notebooks:
+                comments = {comment.name: comment.manual_comment for comment in notebook.comments}
+                for grade in notebook.grades:
+                    if grade.manual_score is not None:
+                        mark = (number(grade.manual_score), comments.get(grade.name) or "")
+                        marks[submission.student.id, grade.name] = mark
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        head, *rows = csv.reader(file)
+    write_table(table, [head, *([*row[:3], *marks.get((row[0], row[1]), row[3:])] for row in rows)])
+    return len(marks)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Lay out, fill the database and open it where nbgrader is there; return the exit code."""
     parser = argparse.ArgumentParser(description="Lay out a class for nbgrader's formgrader.")
-    parser.add_argument("submissions", type=Path, help="folder with one folder or zip per student")
+    parser.add_argument("submissions", type=Path, nargs="?", help="folder with one folder or zip per student")
+    parser.add_argument("--collect", type=Path, metavar="TABLE", help="written.csv: take the marks over into it")
     parser.add_argument("--root", type=Path, default=ROOT, help="the course, solved")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "formgrader", help="where to write")
+    parser.add_argument("--no-browser", action="store_true", help="fill the database, do not open JupyterLab")
     options = parser.parse_args(arguments)
+    if options.collect:
+        print(f"{collect_marks(options.output, options.collect)} marks taken over; now run make grade again")
+        return 0
+    if options.submissions is None:
+        parser.error("say which folder of submissions")
     try:
         count = lay_out(Course.load(options.root.resolve()), options.submissions, options.output)
     except (IntakeError, ValueError, RuntimeError) as error:
@@ -87,9 +127,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print("in that folder, run:", *(f"\n  nbgrader {' '.join(step)}" for step in steps), "\n  jupyter lab")
         return 0
-    for step in steps:
-        subprocess.run([sys.executable, "-m", "nbgrader", *step], cwd=options.output, check=True)
-    return subprocess.run([sys.executable, "-m", "jupyter", "lab"], cwd=options.output).returncode
+    # nbgrader starts alembic by its name, so the folder of this Python's commands must be on the path.
+    environment = os.environ | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))}
+    commands = [["nbgrader", *step] for step in steps]
+    commands += [] if options.no_browser else [["jupyter", "lab", "--ServerApp.root_dir=."]]
+    for command in commands:
+        done = subprocess.run([sys.executable, "-m", *command], cwd=options.output, env=environment)
+        if done.returncode:
+            print(f"FAILED {' '.join(command)}: see above", file=sys.stderr)
+            return done.returncode
+    return 0
 
 
 if __name__ == "__main__":
