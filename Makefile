@@ -9,7 +9,7 @@
 # What an instructor runs; docs/instructor.md has the rest.
 #   make student                      write the student edition to build/student and build/student.zip
 #   make grade SUBMISSIONS=folder     grade one folder or zip per student into build/grades (GRADE="--jobs 4" for options)
-#   make formgrader SUBMISSIONS=folder   the same answers in nbgrader's formgrader, where written ones are read
+#   make formgrader SUBMISSIONS=folder   the written answers in nbgrader's formgrader; make formgrader-marks takes the marks over
 #   make bench-grading                grade synthetic submissions; print minutes per 100 and memory
 # LAB_PROFILE and the other LAB_* variables reach the notebooks as they are set.
 
@@ -28,7 +28,8 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
-.PHONY: course env lab test test-unit test-notebooks test-gpu refresh lint format student grade formgrader bench-grading
+.PHONY: course env lab test test-unit test-notebooks test-gpu refresh lint format student grade formgrader \
+	formgrader-marks bench-grading
 
 course: env
 	$(REPLAYED) $(RUN) scripts/replay.py $(NOTEBOOKS)
@@ -83,6 +84,9 @@ grade: env
 formgrader: $(FORMGRADER)/installed.txt
 	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make formgrader SUBMISSIONS=folder"; exit 2; }
 	$(FORMGRADER)/bin/python scripts/formgrader.py "$(SUBMISSIONS)"
+
+formgrader-marks: $(FORMGRADER)/installed.txt
+	$(FORMGRADER)/bin/python scripts/formgrader.py --collect build/grades/written.csv
 
 $(FORMGRADER)/installed.txt: requirements-formgrader.txt
 	$(PYTHON) -m venv $(FORMGRADER)
