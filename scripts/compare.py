@@ -45,7 +45,7 @@ from utils.cost import cost_rows, latency_cost, training_cost  # noqa: E402
 from utils.data import PROMPTS, balanced_blocks  # noqa: E402
 from utils.gpu import pick_device  # noqa: E402
 from utils.judges import judge_names  # noqa: E402
-from utils.runs import Estimate, RunError, RunRecord, environment, write_json  # noqa: E402
+from utils.runs import Estimate, RunError, RunRecord, environment, read_json, write_json  # noqa: E402
 from utils.steering import contrast, dial, dial_header, strength_sweep  # noqa: E402
 from utils.training import RUNNING, DivergedError  # noqa: E402
 
@@ -174,7 +174,7 @@ def next_rate(guess: float, losses: Mapping[float, float]) -> float | None:
 
 def rows_of(path: Path, header: dict) -> list[dict]:
     """The rows of the record at `path`, none where there is no file; stops where it has another header."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = read_json(path)
     if found and {key: found.get(key) for key in header} != header:
         sys.exit(f"{path.name} was made with other settings or another base model. Delete it to make it anew.")
     return found.get("rows", [])

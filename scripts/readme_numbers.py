@@ -28,7 +28,7 @@ from utils.checks import EXERCISES  # noqa: E402
 from utils.claims import load_claims, tally  # noqa: E402
 from utils.comparison import misfit, summarise  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402
-from utils.runs import RunError, RunRecord, environment, load_runs, write_json  # noqa: E402
+from utils.runs import RunError, RunRecord, environment, load_runs, read_json, write_json  # noqa: E402
 
 README = ROOT / "README.md"
 PICTURE = Path("docs/images/dial.png")
@@ -50,11 +50,6 @@ NOTEBOOKS = (  # file, goal, artefact in, artefact out
 )  # fmt: skip
 
 
-def read(path: Path) -> dict | None:
-    """The JSON at `path`, None where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (titles, ["---"] * len(titles), *rows)) + "\n"
@@ -62,8 +57,8 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def base_part(assets: Path) -> str:
     """The embedded model in one sentence."""
-    record = read(assets / "mini-gpt2" / "pretraining.json")
-    if record is None:
+    record = read_json(assets / "mini-gpt2" / "pretraining.json")
+    if not record:
         return "Size and quality of the embedded model: not measured.\n"
     bits = record["bits_per_byte"]
     return (
@@ -74,8 +69,8 @@ def base_part(assets: Path) -> str:
 
 def dial_part(assets: Path) -> str:
     """The picture, and the contrast curve as a table: means over seeds, with the lowest and the highest seed."""
-    record = read(assets / "runs" / "mini" / "dial.json")
-    if record is None:
+    record = read_json(assets / "runs" / "mini" / "dial.json")
+    if not record:
         return "The strength dial: not measured.\n"
     rows = [row for row in record["rows"] if row["curve"] == "contrast"]
     base = {row["seed"]: row for row in rows if row["strength"] == 0}
@@ -145,11 +140,11 @@ def audit_part(assets: Path) -> str:
 
 def exercises_part(_assets: Path) -> str:
     """How many exercises there are, and their points."""
-    written = sum(exercise.written for exercise in EXERCISES.values())
+    written, files = (sum(getattr(one, kind) for one in EXERCISES.values()) for kind in ("written", "files"))
     points = sum(exercise.points for exercise in EXERCISES.values())
     return (
-        f"The notebooks hold {len(EXERCISES) - written} coded exercises, each with a check that answers at once, and "
-        f"{written} written ones: {points} points in all.\n"
+        f"The notebooks hold {len(EXERCISES) - written - files} coded exercises, each with a check that answers at "
+        f"once, and {written} written ones; the trained adapter counts too: {points} points in all.\n"
     )
 
 
@@ -161,7 +156,7 @@ def _method_row(row: dict, records: Sequence[RunRecord]) -> list[str]:
 
 def notebooks_part(assets: Path) -> str:
     """The four notebooks: goal, minutes of a replay, what comes in and goes out."""
-    replay = read(assets / "runs" / "mini" / "replay.json")
+    replay = read_json(assets / "runs" / "mini" / "replay.json")
     rows = []
     for file, goal, before, after in NOTEBOOKS:
         minutes = f"{replay['seconds'][file] / 60:.1f}" if replay else "not measured"
@@ -198,7 +193,7 @@ def draw(assets: Path, path: Path) -> None:
     """The dial's figure as PNG."""
     from utils.dial_plot import dial_figure
 
-    figure = dial_figure(read(assets / "runs" / "mini" / "dial.json")["rows"]).figure
+    figure = dial_figure(read_json(assets / "runs" / "mini" / "dial.json")["rows"]).figure
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None, "Source": digest(assets)})
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from utils.comparison import misfit, paired_difference, summarise
 from utils.config import ASSETS, PROFILES, ROOT
 from utils.metrics import Estimate
-from utils.runs import RunError, RunRecord, load_runs
+from utils.runs import RunError, RunRecord, load_runs, read_json
 
 HOLDS, CONDITION, FAILS, UNTESTED = VERDICTS = (
     "holds", "holds with a condition", "does not hold", "cannot be tested here",
@@ -96,12 +96,12 @@ def find(evidence: Mapping, assets: Path = ASSETS) -> Value | None:
 
 def _from_audit(evidence: Mapping, assets: Path) -> Value | None:
     """A value that `scripts/audit.py` wrote."""
-    return _read(assets / "runs" / "audit.json").get("values", {}).get(evidence["key"])
+    return read_json(assets / "runs" / "audit.json").get("values", {}).get(evidence["key"])
 
 
 def _from_cost(evidence: Mapping, assets: Path) -> float | None:
     """A method's value in `cost.json`, divided by that of the method `other` where one is named."""
-    record = _read(assets / "runs" / "mini" / "cost.json")
+    record = read_json(assets / "runs" / "mini" / "cost.json")
     if record.get("config_id") != PROFILES["mini"].config_id():
         return None
     values = {row["method"]: row.get(evidence["key"]) for row in record["rows"]}
@@ -149,10 +149,6 @@ def _from_test(evidence: Mapping, _assets: Path) -> str | None:
 def _from_paper(evidence: Mapping, _assets: Path) -> float:
     """A published number, less another one from the same source where `minus` is given."""
     return evidence["value"] - evidence.get("minus", 0)
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 READERS = {

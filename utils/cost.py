@@ -7,7 +7,6 @@ Not for: quality. Nothing here trains for more than a few steps at a learning ra
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from utils.comparison import Bench
 from utils.config import ASSETS, PROFILES, Profile
 from utils.generation import latency
 from utils.gpu import PeakMemory, saved_for_backward
+from utils.runs import read_json
 from utils.training import idle_optimizer, step_ratios, step_seconds, trainable_bytes
 
 Row = dict[str, str | float | int | None]
@@ -56,17 +56,15 @@ def reference_costs(profile: Profile, assets: Path = ASSETS) -> tuple[dict[str, 
     A file that was made with another configuration is passed over; with none, no rows.
     """
     for candidate in dict.fromkeys((profile, PROFILES["mini"])):
-        path = assets / "runs" / candidate.name / "cost.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = read_json(assets / "runs" / candidate.name / "cost.json")
         if found.get("config_id") == candidate.config_id():
             return {row["method"]: row for row in found["rows"]}, candidate.name
     return {}, profile.name
 
 
-def gpu_costs(assets: Path = ASSETS) -> dict | None:
-    """What `scripts/compare.py --gpu-cost` wrote; None where it was never run on a GPU."""
-    path = assets / "runs" / "gpu-cost.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def gpu_costs(assets: Path = ASSETS) -> dict:
+    """What `scripts/compare.py --gpu-cost` wrote; empty where it was never run on a GPU."""
+    return read_json(assets / "runs" / "gpu-cost.json")
 
 
 def _sizes(model: torch.nn.Module) -> Row:

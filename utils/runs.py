@@ -30,6 +30,7 @@ __all__ = [
     "load_runs",
     "mean_interval",
     "pareto_front",
+    "read_json",
     "table",
     "write_json",
 ]
@@ -96,6 +97,11 @@ class RunRecord:
             if name in part:
                 return Estimate.from_dict(part[name]) if isinstance(part[name], dict) else part[name]
         return None
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object at `path`, empty where there is no such file. Raises ValueError where it is damaged."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_json(path: Path | str, values: object) -> None:
