@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ from grading import cells, codec, release
 from grading.sandbox import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
+HEADING = re.compile(r"#+ (.+)")
 # What a student's code must not read on the grader's machine, beside notebooks, submissions and results.
 SECRET = (".git", "build", "tests", "grading", "scripts", "docs")
 PRIVATE = (".ssh", ".aws", ".config", ".gnupg", ".kube", ".netrc", ".git-credentials", ".cache/huggingface/token")
@@ -36,7 +38,10 @@ class CourseError(RuntimeError):
 
 @dataclass(frozen=True)
 class Question:
-    """One graded cell. `kind`: "code" (a test judges), "adapter" (`adapter.py` judges), "written" (a person does)."""
+    """One graded cell. `kind`: "code" (a test judges), "adapter" (`adapter.py` judges), "written" (a person does).
+
+    `title`: the heading that it stands under, for people to read; the id where there is none.
+    """
 
     grade_id: str
     notebook: str
@@ -44,6 +49,7 @@ class Question:
     points: float
     position: int  # of the cell in its notebook
     source: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -163,15 +169,17 @@ class Course:
 
 
 def _plan(path: Path) -> Plan:
-    notebook = release.read_solved(path)
-    questions = []
+    notebook, questions, heading = release.read_solved(path), [], ""
     for position, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "markdown" and not cells.is_solution(cell):
+            heading = found[1] if (found := HEADING.match(cell["source"])) else heading
         kind = "written" if cells.is_manual(cell) else "code" if cells.is_test(cell) else None
         if kind == "code" and cells.ADAPTER_TAG in cells.tags(cell):
             kind = "adapter"
         if kind:
             identity = cells.grade_id(cell)
-            questions.append(Question(identity, path.name, kind, cells.points(cell), position, cell["source"]))
+            title = heading or identity
+            questions.append(Question(identity, path.name, kind, cells.points(cell), position, cell["source"], title))
     return Plan(path.name, notebook, tuple(questions))
 
 

@@ -170,7 +170,7 @@ def feedback_page(course: Course, graded: Graded) -> str:
             )
             message = f"<ul>{items}</ul>"
         points = f"{number(result['points']) or 'open'} of {number(question.points)}"
-        name = f"{html.escape(question.notebook)}<br>{html.escape(question.grade_id)}"
+        name = f"{html.escape(question.title)}<br>{html.escape(question.notebook)}"
         rows.append(
             f'<tr><td>{name}</td><td class="n">{points}</td><td class="{result["state"]}">{state}</td>'
             f"<td>{message}</td></tr>"
@@ -190,7 +190,8 @@ def written_page(course: Course, class_: list[Graded]) -> str:
     """All written answers, question by question, under the key that `written.csv` uses and without names."""
     parts = ["<h1>Written answers</h1><p>Points and comments go into written.csv; then run make grade again.</p>"]
     for question in (q for q in course.questions if q.kind == "written"):
-        parts.append(f"<h2>{html.escape(question.grade_id)} ({number(question.points)} points)</h2>")
+        name = f"{html.escape(question.title)} ({question.grade_id})"
+        parts.append(f"<h2>{name}, {number(question.points)} points</h2>")
         for graded in sorted(class_, key=lambda g: g.submission.key[-6:]):
             answer = graded.results[question.grade_id].get("answer")
             if answer:

@@ -175,8 +175,9 @@ def grade_adapter_question(question: Question, submission: Submission, adapter: 
     """The points of the trained adapter; open where this run grades none."""
     if adapter is None:
         return _result("open", None, "the adapter was not looked at in this run")
-    share, checks = adapter(find_adapter_files(submission.files))
-    state = "right" if share == 1 else "missing" if not submission.files else "wrong"
+    files = find_adapter_files(submission.files)
+    share, checks = adapter(files)
+    state = "right" if share == 1 else "wrong" if files else "missing"
     failed = [check.message for check in checks if not check.passed]
     points = round(share * question.points, 2)
     shown = [[check.name, check.passed, check.message] for check in checks]

@@ -257,6 +257,7 @@ def test_feedback_shows_no_hidden_test_no_solution_and_no_other_student(graded):
     for name, one in graded["class"].items():
         page = (graded["output"] / "feedback" / f"{one.submission.key}.html").read_text(encoding="utf-8")
         assert name in page and "range(-50, 50)" not in page and "doubled_secretly" not in page
+        assert "<td>One<br>01-Plain.ipynb</td>" in page  # the heading above a question names it
         assert not [
             other for other in ("hard-coded", "late crash", "copied adapter") if other != name and other in page
         ]
