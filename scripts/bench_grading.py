@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from grading import cells  # noqa: E402
 from grading.cells import FormatError  # noqa: E402
-from grading.course import Course, CourseError, Plan, Runner, calibrate  # noqa: E402
+from grading.course import Course, CourseError, Plan  # noqa: E402
 from grading.intake import Submission  # noqa: E402
 from grading.release import ReleaseError, student_notebook  # noqa: E402
 from grading.run import grade_class  # noqa: E402
@@ -78,27 +79,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         course = Course.load(options.root.resolve())
         chosen = tuple(p for p in course.plans if not options.notebooks or p.name.startswith(tuple(options.notebooks)))
         course = replace(course, plans=chosen)
-        start = time.monotonic()
-        for plan in course.plans:
-            if any(question.kind == "code" for question in plan.questions):
-                with Runner(course, plan, Limits(), []) as runner:
-                    calibrate(runner)
-        fixed = time.monotonic() - start
         students = [
             Submission(f"s{n}", "", f"s{n}", {plan.name: handed_in(plan, n) for plan in course.plans})
             for n in range(options.students)
         ]
         memory.start()
+        ticks = [(time.monotonic(), "")]
         with tempfile.TemporaryDirectory() as folder:
-            start = time.monotonic()
-            grade_class(course, students, Path(folder), Limits(), jobs=options.jobs)
-            seconds = time.monotonic() - start
+            grade_class(
+                course, students, Path(folder), Limits(), jobs=options.jobs,
+                tick=lambda what, _: ticks.append((time.monotonic(), what)),
+            )  # fmt: skip
     except (CourseError, FormatError, ReleaseError) as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     finally:
         memory.stop.set()
-    each = max(0.0, seconds - fixed) / options.students
+    names = {plan.name for plan in course.plans}
+    fixed = sum(then - now for (now, what), (then, _) in pairwise(ticks) if what in names)
+    each = (ticks[-1][0] - ticks[0][0] - fixed) / options.students
     print(f"{len(course.questions)} questions, {options.students} submissions, {options.jobs} at once")
     print(f"once a run, to bring the notebooks to their tests: {fixed / 60:.1f} minutes")
     print(f"each submission: {each:.2f} s; 100 submissions: {(fixed + 100 * each) / 60:.1f} minutes in all")
