@@ -1,8 +1,8 @@
 """Chinese instructions of the course's own making: short facts put into templates, each with its one right answer.
 
 For: `made_instructions`, a few hundred rows like those of a Chinese Alpaca set (instruction, input, output), in two
-manners of answering. They show prompts, masks and losses on a small model, and whether an adapter changes the manner and
-keeps the answer. Not for: teaching a language, or any claim about one: a model that answers them all knows nothing else.
+manners of answering. They show prompts, masks and losses on a small model, and whether an adapter changes the manner
+and keeps the answer. Not for: teaching a language; a model that answers them all knows nothing else.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from collections.abc import Iterator
 
 MANNERS = {"plain": "{}", "sentence": "答案是{}。"}
 
-WORDS = (
-    "苹果 apple 书 book 水 water 猫 cat 狗 dog 鸟 bird 鱼 fish 马 horse 树 tree 花 flower 山 mountain 河 river 海 sea "
-    "太阳 sun 月亮 moon 星星 star 雨 rain 雪 snow 风 wind 火 fire 门 door 窗 window 桌子 table 椅子 chair 床 bed 灯 lamp "
-    "车 car 船 ship 路 road 桥 bridge 学校 school 老师 teacher 学生 student 朋友 friend 父亲 father 母亲 mother 手 hand "
-    "眼睛 eye 心 heart 米饭 rice 面包 bread 牛奶 milk 茶 tea 糖 sugar 盐 salt 红 red 绿 green 蓝 blue 白 white 黑 black"
-).split()
-OPPOSITES = (
-    "大小 高低 长短 多少 快慢 新旧 冷热 轻重 远近 早晚 左右 上下 前后 里外 开关 来去 买卖 进退 黑白 真假 好坏 胖瘦 粗细 "
-    "深浅 软硬 干湿 强弱 美丑 贫富 生死 哭笑 爱恨 胜败 升降 东西 南北 天地 男女 老少 古今"
-).split()
-MEASURES = (
-    "书本 猫只 狗条 马匹 鱼条 树棵 花朵 山座 桥座 河条 车辆 船艘 纸张 桌子张 椅子把 刀把 灯盏 门扇 井口 牛头 羊只 衣服件 "
-    "帽子顶 信封 画幅 歌首 诗首 电影部 药片 珠子颗"
-).split()
+WORDS = (  # a Chinese word, its English one
+    "苹果 apple 书 book 水 water 猫 cat 狗 dog 鸟 bird 鱼 fish 马 horse 树 tree 花 flower 山 mountain 河 "
+    "river 海 sea 太阳 sun 月亮 moon 星星 star 雨 rain 雪 snow 风 wind 火 fire 门 door 窗 window 桌子 "
+    "table 椅子 chair 床 bed 灯 lamp 车 car 船 ship 路 road 桥 bridge 学校 school 老师 teacher 学生 "
+    "student 朋友 friend 父亲 father 母亲 mother 手 hand 眼睛 eye 心 heart 米饭 rice 面包 bread 牛奶 milk "
+    "茶 tea 糖 sugar 盐 salt 红 red 绿 green 蓝 blue 白 white 黑 black"
+)
+OPPOSITES = (  # two characters
+    "大小 高低 长短 多少 快慢 新旧 冷热 轻重 远近 早晚 左右 上下 前后 里外 开关 来去 买卖 进退 黑白 真假 "
+    "好坏 胖瘦 粗细 深浅 软硬 干湿 强弱 美丑 贫富 生死 哭笑 爱恨 胜败 升降 东西 南北 天地 男女 古今"
+)
+MEASURES = (  # a noun, its measure word last
+    "书本 猫只 狗条 马匹 鱼条 树棵 花朵 山座 桥座 河条 车辆 船艘 纸张 桌子张 椅子把 刀把 灯盏 门扇 井口 "
+    "牛头 羊只 衣服件 帽子顶 信封 画幅 歌首 诗首 电影部 药片 珠子颗"
+)
 DIGITS = "零一二三四五六七八九"
 WEEK = "一二三四五六日"
 
@@ -67,19 +68,19 @@ def _sorting() -> Iterator[tuple[str, str, str]]:
         yield "把下面的数字从小到大排列。", " ".join(map(str, numbers)), " ".join(map(str, sorted(numbers)))
         yield "找出下面最大的数字。", " ".join(map(str, numbers)), str(max(numbers))
     for _ in range(40):
-        chosen = draw.sample(WORDS[::2], 3)
+        chosen = draw.sample(WORDS.split()[::2], 3)
         yield "用顿号连接下面的词。", " ".join(chosen), "、".join(chosen)
 
 
 def _words() -> Iterator[tuple[str, str, str]]:
     """Into English and back; opposites both ways; measure words."""
-    for chinese, english in zip(WORDS[::2], WORDS[1::2], strict=True):
+    for chinese, english in zip(WORDS.split()[::2], WORDS.split()[1::2], strict=True):
         yield "把下面的词翻译成英语。", chinese, english
         yield "把下面的词翻译成中文。", english, chinese
-    for first, second in OPPOSITES:
+    for first, second in OPPOSITES.split():
         yield f"写出“{first}”的反义词。", "", second
         yield f"写出“{second}”的反义词。", "", first
-    for pair in MEASURES:
+    for pair in MEASURES.split():
         yield "给下面的名词填上量词。", f"一（ ）{pair[:-1]}", pair[-1]
 
 

@@ -190,7 +190,7 @@ BERT_MINI = replace(
     train_examples=1600,
     eval_examples=400,
     learning_rates={"ia3": 1e-2, "head": 1e-2, "full": 1e-4},
-    expected={"trainable": 14_594, "total": 22_728_578},
+    expected={"trainable": 14_594, "total": 22_728_580},
 )
 MT0_MINI = replace(
     MT0_FULL,
@@ -225,7 +225,7 @@ BLOOM_MINI = replace(
     evals_per_epoch=1,
     eval_examples=0,
     learning_rates={"ia3": 1e-2, "full": 2e-3},
-    expected={"trainable": 3_584, "total": 927_872},
+    expected={"trainable": 3_584, "total": 928_256},
 )
 RECIPES: Mapping[str, Mapping[str, Recipe]] = FrozenDict(
     {full.lab: FrozenDict(mini=mini, full=full)
@@ -257,14 +257,15 @@ def load_recipe(lab: str, size: str | None = None) -> Recipe:
 
 
 def with_data(recipe: Recipe, folder: Path | str) -> Recipe:
-    """`recipe` on the lab's real data in `folder` (the one with MRPC's .jsonl files, say), with its labels and prompt.
+    """`recipe` on the lab's real data in `folder` (the one with MRPC's .jsonl files, say), with their labels and sizes.
 
     What it trains is then no stand-in task any more, whatever the model is.
     """
     full = RECIPES[recipe.lab]["full"]
     return replace(
         recipe, data=str(Path(folder).resolve()), data_revision=None, labels=full.labels, prompt=full.prompt,
-        label_length=full.label_length, max_length=full.max_length,
+        label_length=full.label_length, max_length=full.max_length, train_examples=full.train_examples,
+        eval_examples=full.eval_examples,
     )  # fmt: skip
 
 
