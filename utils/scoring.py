@@ -35,9 +35,7 @@ def f1(predicted: Sequence, actual: Sequence, positive: object = 1) -> Estimate:
     """
     pairs = _pairs(predicted, actual)
     both = np.array([(p == positive) and (a == positive) for p, a in pairs], float)
-    either = np.array(
-        [float(p == positive) + float(a == positive) for p, a in pairs]
-    )  # 2 TP + FP + FN, example by example
+    either = np.array([float(p == positive) + float(a == positive) for p, a in pairs])  # 2 TP + FP + FN
     if either.sum() == 0:
         raise EvaluationError(f"F1 of {positive!r} has no value: it is neither predicted nor present")
     return bootstrap_interval(2 * both, either)
