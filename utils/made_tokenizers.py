@@ -6,6 +6,8 @@ where a package is not installed. Always the same one for the same text. Not for
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable
 
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, SentencePieceBPETokenizer
@@ -31,9 +33,14 @@ def _sentences() -> list[str]:
 
 
 def _bert() -> PreTrainedTokenizerFast:
-    """Word pieces, lower case; [CLS] a [SEP] b [SEP]."""
-    pieces = BertWordPieceTokenizer()
-    pieces.train_from_iterator(_sentences(), vocab_size=ENTRIES, show_progress=False)
+    """Word pieces, lower case: every character, alone and inside a word, and the most frequent words. [CLS] a [SEP] b
+    [SEP]. (The library's own training of word pieces gives other ones each time.)"""
+    text = " ".join(_sentences()).lower()
+    characters = sorted(set(text) - {" "})
+    words = Counter(re.findall(r"\w+", text))
+    frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters), *frequent]
+    pieces = BertWordPieceTokenizer({entry: number for number, entry in enumerate(entries[:ENTRIES])})
     ends = {name: pieces.token_to_id(name) for name in ("[CLS]", "[SEP]")}
     pieces.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=list(ends.items())
@@ -48,7 +55,8 @@ def _t5() -> PreTrainedTokenizerFast:
     """Pieces of words with a mark for the space before them; a text ends with </s>. Ids as T5's: pad 0, end 1."""
     pieces = SentencePieceBPETokenizer()
     special = ["<pad>", "</s>", "<unk>"]
-    pieces.train_from_iterator(_sentences(), vocab_size=ENTRIES, special_tokens=special, show_progress=False)
+    texts = _sentences() + ["negative neutral positive"] * 1000  # short label texts, as in a real vocabulary
+    pieces.train_from_iterator(texts, vocab_size=ENTRIES, special_tokens=special, show_progress=False)
     pieces.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=pieces._tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"

@@ -99,10 +99,9 @@ def load_model(
     be had, StandInError where those of a stand-in were changed; one that is not installed is no error.
     """
     if recipe.size == "full":
-        folder, what = model_folder(recipe), recipe.model_name
-        what += (
-            f" at {short(recipe.model_revision)}, from the Hub" if recipe.model_revision else ", from a local folder"
-        )
+        folder = model_folder(recipe)
+        source = f"at {short(recipe.model_revision)} on the Hub" if recipe.model_revision else "in a local folder"
+        what = f"{recipe.model_name}: pretrained weights, {source}"
     else:
         folder, what = _standin_folder(recipe)
     options = {"num_labels": len(recipe.labels)} if recipe.task_type == "SEQ_CLS" else {}
