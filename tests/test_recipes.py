@@ -149,6 +149,10 @@ def test_the_places_are_pefts_own_for_these_architectures(recipe):
     assert [(n, p.shape) for n, p in ours.named_parameters()] == [(n, p.shape) for n, p in theirs.named_parameters()]
 
 
+def test_an_adapter_remembers_the_commit_of_its_base():
+    assert recipe_config(MT0).revision == MT0.model_revision and recipe_config(MT0).task_type == "SEQ_2_SEQ_LM"
+
+
 def test_groups_name_where_the_parameters_sit():
     groups = count_parameters(build_model(BERT, "meta")).groups
     assert groups["attention"] == 12 * 4 * (768 * 768 + 768) and groups["head"] == 2 * 769

@@ -136,7 +136,7 @@ def test_instructions_of_our_own_making_are_right_and_in_two_manners():
         if instruction == "把下面的数字从小到大排列。":
             assert answer.split() == sorted(given.split())
     parts = load_task(BLOOM)
-    assert len(parts["base"]) == len(plain) and not any("答案" in text for text in parts["base"]["output"])
+    assert len(parts["base"]) == 2 * len(plain) and not any("答案" in text for text in parts["train"]["output"])
     with pytest.raises(KeyError):
         made_instructions("rude")
 

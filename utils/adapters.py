@@ -36,7 +36,7 @@ from utils.generation import Sample, generate
 from utils.gpu import pick_device
 from utils.hub import model_folder
 from utils.places import check_task, ia3_config, recipe_config
-from utils.recipes import Recipe
+from utils.recipe import Recipe
 from utils.rivals import hold_queries, insert_bottlenecks, train_biases
 from utils.storage import (  # the other half of this module
     AdapterError,

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from utils.data import DataError
-from utils.recipes import Recipe
+from utils.recipe import Recipe
 
 IGNORED = -100
 LEAST_ANSWER = 8  # tokens: an instruction that leaves its answer less room than this is left out

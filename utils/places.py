@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from utils.counts import is_head
-from utils.recipes import Recipe
+from utils.recipe import Recipe
 from utils.storage import AdapterError
 
 
@@ -56,6 +56,7 @@ def recipe_config(recipe: Recipe, model: PreTrainedModel | None = None) -> IA3Co
     targets = recipe.target_modules
     return IA3Config(
         task_type=TaskType(recipe.task_type),
+        revision=recipe.model_revision,  # so that AutoPeftModel loads the base at the commit the adapter was trained on
         target_modules=targets if isinstance(targets, str) else list(targets),
         feedforward_modules=list(recipe.feedforward_modules),
     )

@@ -19,7 +19,7 @@ from utils.evaluation import bootstrap_interval
 from utils.generation import evaluation_mode
 from utils.judges import EvaluationError, wilson_interval
 from utils.metrics import Estimate
-from utils.recipes import Recipe
+from utils.recipe import Recipe
 
 
 def accuracy(predicted: Sequence, actual: Sequence) -> Estimate:

@@ -39,7 +39,7 @@ from utils.gpu import pick_device
 from utils.hub import model_folder
 from utils.made_tokenizers import made_tokenizer
 from utils.onnx_weights import read_weights
-from utils.recipes import Recipe
+from utils.recipe import Recipe
 from utils.settings import short
 from utils.storage import replace_folder
 

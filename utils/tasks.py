@@ -23,7 +23,7 @@ from datasets import Dataset, DatasetDict
 from utils.data import DataError, read_packaged_reviews
 from utils.hub import recipe_files
 from utils.instructions import made_instructions
-from utils.recipes import Recipe
+from utils.recipe import Recipe
 from utils.standins import Wheel, wheel_folder
 
 SHARES = {"validation": 0.1, "test": 0.2}  # of what has no split of its own; the rest is for training
@@ -44,8 +44,9 @@ def load_task(recipe: Recipe) -> DatasetDict:
     """The parts of the recipe's data, each in an order that the seed decides: train, validation, and test.
 
     MRPC has no test part here: its labels are GLUE's secret. The instructions of the course's own making have a part
-    "base" too, all of them answered plainly, for a model that has learned nothing yet. `train_examples` limits the
-    first part, `eval_examples` validation and test. Raises DataError or HubError.
+    "base" too, all of them in both manners of answering, for a model that has learned nothing yet; the other parts
+    have one manner, which an adapter can teach it to prefer. `train_examples` limits the first part, `eval_examples`
+    validation and test. Raises DataError or HubError.
     """
     parts = READERS[recipe.lab](recipe)
     for name, rows in parts.items():
@@ -224,7 +225,7 @@ def _sentiment(recipe: Recipe) -> dict[str, Rows]:
 
 
 def _instructions(recipe: Recipe) -> dict[str, Rows]:
-    """A Chinese Alpaca set, else the course's own: then "base" has all of them in the plain manner of answering."""
+    """A Chinese Alpaca set, else the course's own, answered plainly: then "base" has all of them in both manners."""
     extra = {}
     if recipe.local_data or recipe.size == "full":
         found = sorted(recipe.local_data.glob("*.json*")) if recipe.local_data else recipe_files(recipe, ("*.json",))
@@ -233,7 +234,8 @@ def _instructions(recipe: Recipe) -> dict[str, Rows]:
         columns = ("instruction", "input", "output")
         rows = [row for path in found for row in _need(read_json(path), columns, path.name)]
     else:
-        rows, extra = made_instructions("sentence"), {"base": made_instructions("plain")}
+        rows = made_instructions("plain")
+        extra = {"base": made_instructions("plain") + made_instructions("sentence")}
     kinds = (lambda row: row["instruction"][:8]) if extra else (lambda _: "")
     return extra | split_rows(rows, lambda row: f"{row['instruction']} {row['input']}", kinds, recipe.seed)
 

@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from utils.adapters import base_fingerprint, count_parameters
 from utils.config import Profile
 from utils.gpu import PeakMemory, autocast, fast_bf16
-from utils.recipes import Recipe
+from utils.recipe import Recipe
 from utils.rivals import load_trainable_state, trainable_state
 from utils.runs import RunRecord, environment
 from utils.trainer import PerLabelTrainer, Progress
