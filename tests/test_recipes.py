@@ -133,12 +133,13 @@ def test_the_counts_the_documents_name():
 
 def test_bert_at_the_documents_places_and_without_a_task_type():
     document = replace(BERT, **BERT_DOCUMENT)
-    assert count_parameters(attach_recipe(build_model(BERT, "meta"), document)).trainable == 29_186
+    counted = count_parameters(attach_recipe(build_model(BERT, "meta"), document))
+    assert (counted.trainable, counted.total) == (29_186, 109_512_964)
     assert predict_bert_count(model_config(BERT), inside=False) == 29_186
     silent = recipe_config(document)
     silent.task_type = None
     model = get_peft_model(build_model(BERT, "meta"), silent)
-    assert count_parameters(model).trainable == 27_648
+    assert (count_parameters(model).trainable, count_parameters(model).total) == (27_648, 109_511_426)
     assert not any(p.requires_grad for name, p in model.named_parameters() if "classifier" in name)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, SentencePieceBPETokenizer
 from tokenizers.processors import TemplateProcessing
@@ -28,6 +29,7 @@ def made_tokenizer(model_type: str) -> PreTrainedTokenizerFast:
     return MADE[model_type]()
 
 
+@cache
 def _sentences() -> list[str]:
     return [row["text"] for row in read_packaged_reviews(source="rotten_tomatoes")]
 

@@ -32,6 +32,7 @@ BERT_PAPER = FrozenDict(
     target_modules=r".*(key|value|layer\.\d+\.output\.dense)", feedforward_modules=("output.dense",)
 )
 # Those of document 001: `intermediate.dense` is scaled on its input, which is the feed-forward's, not its inside.
+# `replace(recipe, **BERT_DOCUMENT)` puts them in; `expected` still counts the paper's (`counts.predict_bert_count`).
 BERT_DOCUMENT = FrozenDict(
     target_modules=("key", "value", "intermediate.dense"), feedforward_modules=("intermediate.dense",)
 )
