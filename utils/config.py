@@ -12,42 +12,31 @@ module imports neither torch nor transformers.
 | `LAB_ARTIFACTS` | where runs and adapters are written; unset: `artifacts/` in the repository |
 """
 
-import hashlib
-import json
-import math
 import os
 import random
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
-ROOT = Path(__file__).resolve().parent.parent
+from utils.settings import ROOT, ConfigError, FrozenDict, Settings, override
+
+__all__ = [
+    "ASSETS", "PROFILES", "ROOT", "ConfigError", "FrozenDict", "Profile", "Settings", "artifacts_dir", "describe",
+    "load_profile", "override", "quiet", "seed_everything", "setup_notebook",
+]  # fmt: skip
+
 ASSETS = ROOT / "assets"
 
 
-class ConfigError(ValueError):
-    """A profile, an override or a folder that was asked for and cannot be had; the message lists what can."""
-
-
-class FrozenDict(dict):
-    """A dict that cannot be changed, so that a profile is frozen all through; hashes, pickles, turns into JSON."""
-
-    def _refuse(self, *_args: object, **_kwargs: object) -> None:
-        raise TypeError("a profile cannot be changed: make another one with dataclasses.replace(profile, ...)")
-
-    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self.items()))
-
-    def __reduce__(self) -> tuple:
-        return type(self), (dict(self),)
-
-
 @dataclass(frozen=True)
-class Profile:
+class Profile(Settings):
     """Everything that decides a run; `block_length`, `new_tokens` in tokens, `batch_size`, `eval_blocks` in blocks."""
+
+    NOT_TRAINING = frozenset({"seed", "samples_per_prompt", "new_tokens", "temperature", "top_p", "learning_rates"})
+    UNIT: ClassVar[str] = "blocks"  # what a row of its training data is called
+    accumulation: ClassVar[int] = 1
 
     name: str
     model: str  # a Hub id, "assets/...", or an absolute folder
@@ -68,23 +57,6 @@ class Profile:
     temperature: float = 0.8
     top_p: float = 0.95
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "learning_rates", FrozenDict(self.learning_rates))
-        for field in fields(self):
-            _check_number(field.name, field.type, getattr(self, field.name))
-
-    @property
-    def model_name(self) -> str:
-        """The model without the path of a machine: a Hub id, "assets/mini-gpt2", or the folder's own name."""
-        return Path(self.model).name if Path(self.model).is_absolute() else self.model
-
-    @property
-    def local_model(self) -> Path | None:
-        """The folder that holds the model, or None where the model is named by a Hub id."""
-        if Path(self.model).is_absolute():
-            return Path(self.model)
-        return ROOT / self.model if self.model.startswith("assets/") else None
-
     @property
     def tokens_per_step(self) -> int:
         """Tokens the model sees in one optimiser step."""
@@ -98,36 +70,15 @@ class Profile:
             "top_p": self.top_p,
         }  # fmt: skip
 
-    def settings(self) -> dict:
-        """All fields as JSON values, the model by its name: what a run record keeps."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return values | {"model": self.model_name, "learning_rates": dict(self.learning_rates)}
+    def schedule(self, _examples: int) -> tuple[int, int]:
+        """(optimiser steps, steps from one evaluation to the next), for any number of blocks."""
+        return self.steps, self.eval_every
 
-    def config_id(self) -> str:
-        """12 hex digits of SHA-256 over the fields that decide a training result: equal ids may be compared.
-
-        Left out: the seed (runs differ in it on purpose), how text is sampled, and the learning rates, of which each
-        method has its own: a record keeps those three itself (`comparison.misfit` compares them).
-        """
-        kept = {key: value for key, value in self.settings().items() if key not in _NOT_TRAINING}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
-_NOT_TRAINING = {"seed", "samples_per_prompt", "new_tokens", "temperature", "top_p", "learning_rates"}
-_UPPER = {"warmup_ratio": 1.0, "top_p": 1.0}
-_MAY_BE_ZERO = {"seed", "warmup_ratio"}
-
-
-def _check_number(name: str, kind: type, value: object) -> None:
-    """Raise ConfigError where a numeric field is not a number of its kind or out of its range."""
-    if kind not in (int, float):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
-        raise ConfigError(f"{name}={value!r}: {kind.__name__} expected")
-    too_small = value < 0 or (value == 0 and name not in _MAY_BE_ZERO)
-    if not math.isfinite(value) or too_small or value > _UPPER.get(name, math.inf):
-        least = "0 or more" if name in _MAY_BE_ZERO else "more than 0"
-        raise ConfigError(f"{name}={value}: must be {least}{', at most 1' if name in _UPPER else ''}")
+    def run_settings(self) -> dict:
+        """The sizes that a run record repeats beside `config_id`."""
+        return {
+            "batch_size": self.batch_size, "block_length": self.block_length, "warmup_ratio": self.warmup_ratio,
+        }  # fmt: skip
 
 
 PROFILES: Mapping[str, Profile] = FrozenDict(
@@ -192,7 +143,7 @@ def load_profile(name: str | None = None) -> Profile:
     profile = PROFILES[name]
     if name == "gpt2" and os.environ.get("LAB_GPT2_DIR"):
         profile = replace(profile, model=_gpt2_folder(), model_revision=None, reviews="package", reviews_revision=None)
-    return _override(profile, os.environ.get("LAB_OVERRIDE", ""))
+    return override(profile, os.environ.get("LAB_OVERRIDE", ""))
 
 
 def _default_name() -> str:
@@ -209,21 +160,6 @@ def _gpt2_folder() -> str:
             "model.safetensors and tokenizer.json, or unset LAB_GPT2_DIR"
         )
     return str(folder)
-
-
-def _override(profile: Profile, text: str) -> Profile:
-    """`profile` with the numbers of "steps=4,train_reviews=60" put in; an empty text changes nothing."""
-    kinds = {field.name: field.type for field in fields(Profile) if field.type in (int, float)}
-    changes = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        key, _, value = (part.strip() for part in item.partition("="))
-        if key not in kinds:
-            raise ConfigError(f"LAB_OVERRIDE: unknown field {key!r} in {item!r}; known fields: {', '.join(kinds)}")
-        try:
-            changes[key] = kinds[key](value)
-        except ValueError:
-            raise ConfigError(f"LAB_OVERRIDE: {item!r} is not {key}=<{kinds[key].__name__}>") from None
-    return replace(profile, **changes)
 
 
 def describe(profile: Profile) -> str:
@@ -245,8 +181,8 @@ def seed_everything(seed: int) -> None:
     torch.cuda.manual_seed_all(seed)
 
 
-def artifacts_dir(profile: Profile) -> Path:
-    """Return the folder for this profile's runs, adapters and judges; created where it is missing."""
+def artifacts_dir(profile: Settings) -> Path:
+    """Return the folder for the runs, adapters and judges of this profile or recipe; created where it is missing."""
     folder = Path(os.environ.get("LAB_ARTIFACTS") or ROOT / "artifacts").expanduser().resolve() / profile.name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

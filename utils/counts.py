@@ -1,4 +1,4 @@
-"""How many numbers GPT-2 has and how many each method trains: closed forms, and the count that checks them.
+"""How many numbers a model has and how many each method trains: closed forms, and the count that checks them.
 
 In the formulas: L layers of width d, inner width m (4d in GPT-2), LoRA's rank or the bottleneck's width r, t virtual
 tokens. Reached through `adapters.py`. Not for: bytes and memory (`memory.py`).
@@ -10,11 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import GPT2Config
+from transformers import BertConfig, BloomConfig, GPT2Config, T5Config
 
 LORA_RANK = 8
 PREFIX_TOKENS = 20
 BOTTLENECK_SHARE = 12  # the bottleneck is a twelfth of the width: 64 on GPT-2
+
+
+# Parts of parameter names, the first that fits decides: GPT-2's, then those of BERT, T5 and BLOOM.
+GROUPS = (
+    ("wte", "token embedding"), ("wpe", "position embedding"), (".attn.", "attention"), (".mlp.", "feed-forward"),
+    ("LayerNorm", "layer norms"), ("layernorm", "layer norms"), ("layer_norm", "layer norms"),
+    ("position_embeddings", "position embedding"), ("relative_attention_bias", "position embedding"),
+    ("token_type_embeddings", "token embedding"), ("word_embeddings", "token embedding"),
+    ("shared", "token embedding"), ("embed_tokens", "token embedding"), ("lm_head", "head"), ("pooler", "pooler"),
+    ("attention", "attention"), ("Attention", "attention"), ("DenseReluDense", "feed-forward"),
+    ("intermediate.", "feed-forward"), ("output.dense", "feed-forward"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,19 +44,22 @@ class ParameterCount:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether the parameter of this name was added by a method, and is none of GPT-2's own."""
+    """Whether the parameter of this name was added by a method, and is none of the model's own."""
     return any(mark in name for mark in ("ia3_", "lora_", "prompt_encoder.", ".mlp.adapter.", ".mixing."))
+
+
+def is_head(name: str) -> bool:
+    """Whether the parameter of this name belongs to a classification head, which starts at random and is trained."""
+    return bool({"classifier", "score"} & set(name.split(".")))
 
 
 def group_of(name: str) -> str:
     """The group of a parameter, from its name."""
     if is_adapter(name):
         return "adapter"
-    for part, group in (("wte", "token embedding"), ("wpe", "position embedding"), (".attn.", "attention"),
-                        (".mlp.", "feed-forward")):  # fmt: skip
-        if part in name:
-            return group
-    return "layer norms"
+    if is_head(name):
+        return "head"
+    return next((group for part, group in GROUPS if part in name), "layer norms")
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
@@ -124,3 +139,32 @@ PREDICTED: dict[str, Callable[[GPT2Config], int]] = {
 def predict_trainable(config: GPT2Config, method: str) -> int:
     """Numbers that `method` trains, from the configuration alone. Raises KeyError for a method without a form."""
     return PREDICTED[method](config)
+
+
+def predict_bert_count(config: BertConfig, labels: int = 2, *, inside: bool = True) -> int:
+    """L (2d + m) + labels (d + 1): keys, values, the feed-forward's inside, and the classifier, which trains too.
+
+    With `inside=False` m becomes d: the feed-forward's input is scaled, as document 001 has it.
+    """
+    d = config.hidden_size
+    feedforward = config.intermediate_size if inside else d
+    return config.num_hidden_layers * (2 * d + feedforward) + labels * (d + 1)
+
+
+def predict_t5_count(config: T5Config) -> int:
+    """L (2a + m) in the encoder, L (4a + m) in the decoder, where a = heads x d_kv is the width of keys and values.
+
+    The decoder has a second pair of them, for its attention to the encoder.
+    """
+    a, m = config.num_heads * config.d_kv, config.d_ff
+    return config.num_layers * (2 * a + m) + config.num_decoder_layers * (4 * a + m)
+
+
+def predict_bloom_count(config: BloomConfig) -> int:
+    """L (3d + 4d): a number for each output of `query_key_value`, one for each inner unit; there are always 4d."""
+    return config.n_layer * 7 * config.hidden_size
+
+
+PREDICTED_BY_TYPE: dict[str, Callable[..., int]] = {
+    "bert": predict_bert_count, "bloom": predict_bloom_count, "mt5": predict_t5_count, "t5": predict_t5_count,
+}  # fmt: skip

@@ -5,6 +5,7 @@ Not for: judging what was written (`evaluation.py`), or choosing an adapter (`ad
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -44,7 +45,7 @@ def generate(
 ) -> list[Sample]:
     """Continue every prompt `samples` times by up to `new_tokens` tokens; prompt by prompt in the result.
 
-    Works for a `GPT2LMHeadModel` and for a `PeftModel`. Prompts are padded on the left, so all rows of a
+    Works for a `GPT2LMHeadModel`, a BLOOM, and a `PeftModel`. Prompts are padded on the left, so all rows of a
     batch end at the same column, and the attention mask gives each row its own positions. A continuation
     stops before the first end-of-text token and may be empty. The seed decides the texts together with
     `batch_size` (rows a forward pass, one random stream for all of them); the caller's random state and the
@@ -74,7 +75,7 @@ def _check_prompts(
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise GenerationError(f"prompt {index} is empty or not a string ({prompt!r}): give it at least one word")
-    context = model.config.n_positions - virtual_tokens(model)
+    context = getattr(model.config, "n_positions", math.inf) - virtual_tokens(model)  # BLOOM has no limit
     encoded = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
     for index, ids in enumerate(encoded):
         if len(ids) + new_tokens > context:

