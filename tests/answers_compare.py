@@ -95,6 +95,19 @@ def walk(points, key, better=gt):
     return found
 
 
+def hull(points):
+    kept = []
+    for index in front(points):
+        while len(kept) > 1 and slope(points, kept[-2], kept[-1]) <= slope(points, kept[-1], index):
+            kept.pop()
+        kept.append(index)
+    return kept
+
+
+def slope(points, i, j):
+    return (points[j][1] - points[i][1]) / (points[j][0] - points[i][0])
+
+
 def best_alone(points):
     return [max(range(len(points)), key=lambda i: (points[i][1], -points[i][0]))]
 
@@ -125,6 +138,10 @@ ANSWERS = {
             (lambda n, d, r, names: n * r * 4 * d, "targets are ignored"),
             (lora_other(lambda a, b, r: r * (a + b) + b), "no bias"),
             (lora_other(lambda a, b, r: r * (a + b) / 1), "a count is an integer"),
+            (
+                lambda n, d, r, names: sum({"c_attn": 4 * n * d * r}[name] for name in names),
+                "your code raises KeyError",
+            ),
         ],
     ),
     "4.2": (
@@ -149,12 +166,13 @@ ANSWERS = {
         wilson_by_roots,
         [
             (wald, "1.96 standard errors: near 0"),
-            (lambda hits, n: (max(0, wald(hits, n)[0]), min(1, wald(hits, n)[1])), "1.96 standard errors"),
+            (lambda hits, n: (max(0, wald(hits, n)[0]), min(1, wald(hits, n)[1])), "cut off"),
             (lambda hits, n: wilson(hits, n, divide=False), "division by 1 + z^2 / n"),
             (lambda hits, n: wilson(hits, n, divide_half=False), "only the centre is divided"),
             (lambda hits, n: [100 * bound for bound in wilson(hits, n)], "per cent"),
             (lambda hits, n: wilson(hits, n, 1.0), "one standard error"),
             (lambda hits, n: wilson(hits, n, 1.645), "z is 1.64"),
+            (lambda hits, n: wilson(hits, n, 2.0), "not the bounds"),
             (lambda hits, n: wilson(hits, n)[::-1], "high comes before low"),
             (
                 lambda hits, n: (sum(wilson(hits, n)) / 2, (wilson(hits, n)[1] - wilson(hits, n)[0]) / 2),
@@ -170,6 +188,7 @@ ANSWERS = {
         [
             (lambda points: sorted(front(points)), "by rising index"),
             (lambda points: front(points)[::-1], "by falling cost"),
+            (hull, "the convex hull"),
             (best_alone, "the best value alone"),
             (lambda points: by_cost(points)[:1], "the cheapest point alone"),
             (lambda points: front([(-c, v) for c, v in points])[::-1], "high cost counts as good"),
@@ -202,6 +221,7 @@ ANSWERS = {
                 lambda low, high, n, c: "cannot tell" if low == c else verdict(low, high, n, c),
                 "the lower bound reaches",
             ),
+            (lambda low, high, n, c: verdict(low - 1e-9, high - 1e-9, n, c), "the lower bound reaches"),
             (lambda low, high, n, c: verdict(low, high - 1e-9, n, c), "the upper bound still reaches"),
             (lambda low, high, n, c: verdict(low, high, n - 1, c), "two runs"),
             (lambda low, high, n, c: "cannot tell" if low == high else verdict(low, high, 2, c), "no width"),

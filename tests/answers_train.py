@@ -201,6 +201,7 @@ ANSWERS = {
             (lambda model, ids: torch.equal(logits(model, ids), logits(model, ids)), "while it is switched off"),
             (lambda model, ids: not torch.equal(logits(model, ids), base_logits(model, ids)), "fresh adapter changes"),
             (left_off, "still switched off"),
+            (lambda model, ids: torch.equal(logits(model, ids), logits(model.unload(), ids)), "taken off for good"),
             (lambda model, ids: logits(model, ids) == base_logits(model, ids), "True or False is due"),
             (lambda model, ids: torch.equal(logits(model, ids), logits(model.base_model, ids)), "switched off"),
             (lambda model, ids: torch.allclose(logits(model, ids), base_logits(model, ids)), "allclose"),

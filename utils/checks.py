@@ -280,9 +280,9 @@ def _judge(exercise: Exercise, answer: object, seed: int) -> tuple[str, str]:
 
 
 def _one_line(text: str) -> str:
-    """`text` without line breaks and control characters, cut to what fits into a verdict."""
+    """`text` without line breaks and control characters; of a long one both ends, as much as fits into a verdict."""
     line = "".join(sign for sign in " ".join(text.split()) if sign.isprintable())
-    return line if len(line) <= LONGEST_HINT else f"{line[: LONGEST_HINT - 3]}..."
+    return line if len(line) <= LONGEST_HINT else f"{line[:60]} ... {line[-70:]}"
 
 
 def _checks(notebook: str) -> dict[str, Callable[[Answer, int], None]]:

@@ -110,42 +110,53 @@ def wilson(hits: int, n: int, z: float = Z) -> list[float]:
     return bounds
 
 
+def usual_intervals(hits: int, of: int) -> dict[str, list[float]]:
+    """What the usual mistakes make of a share, by their causes."""
+    share = hits / of
+    error, (low, high), divisor = math.sqrt(share * (1 - share) / of), wilson(hits, of), 1 + Z * Z / of
+    centre, half = divisor * (low + high) / 2, divisor * (high - low) / 2
+    wald = "that is share +- 1.96 standard errors"
+    return {
+        f"{wald}: near 0 and 1 it leaves [0, 1] or has no width": [share - Z * error, share + Z * error],
+        f"{wald}, cut off: at 0 and 1 it has no width": [max(0.0, share - Z * error), min(1.0, share + Z * error)],
+        "the division by 1 + z^2 / n is missing": [centre - half, centre + half],
+        "only the centre is divided by 1 + z^2 / n: the half width is, too": [
+            centre / divisor - half, centre / divisor + half,
+        ],
+        "in per cent: a share lies between 0 and 1": [100 * low, 100 * high],
+        "one standard error wide: 95 % needs z = 1.96": wilson(hits, of, 1.0),
+        "z is 1.64: that leaves out 5 % on each side": wilson(hits, of, 1.6448536),
+        "high comes before low": [high, low],
+        "centre and half width are due as low and high": [(low + high) / 2, (high - low) / 2],
+    }  # fmt: skip
+
+
 def check_interval(answer: Answer, seed: int) -> None:
     """4.3: Wilson's 95 % interval of a share."""
     draw = Draw(seed)
     middle, n = draw.integer(20, 90), draw.integer(100, 300)
-    for hits, of in ((middle, n), (draw.integer(7, 9), 10), (0, 20), (20, 20)):
-        share = hits / of
-        error = math.sqrt(share * (1 - share) / of)
-        (low, high), divisor = wilson(hits, of), 1 + Z * Z / of
-        centre, half = (share + Z * Z / (2 * of)), Z * math.sqrt(share * (1 - share) / of + Z * Z / (4 * of * of))
-        traps = [
-            ("that is share +- 1.96 standard errors: near 0 and 1 it leaves [0, 1] or has no width",
-             [share - Z * error, share + Z * error]),
-            ("that is share +- 1.96 standard errors, cut off: at 0 and 1 it has no width",
-             [max(0.0, share - Z * error), min(1.0, share + Z * error)]),
-            ("the division by 1 + z^2 / n is missing", [centre - half, centre + half]),
-            ("only the centre is divided by 1 + z^2 / n: the half width is, too",
-             [centre / divisor - half, centre / divisor + half]),
-            ("in per cent: a share lies between 0 and 1", [100 * low, 100 * high]),
-            ("one standard error wide: 95 % needs z = 1.96", wilson(hits, of, 1.0)),
-            ("z is 1.64: that leaves out 5 % on each side", wilson(hits, of, 1.6448536)),
-            ("high comes before low", [high, low]),
-            ("centre and half width are due as low and high", [(low + high) / 2, (high - low) / 2]),
-        ]  # fmt: skip
-        found = plain(answer(hits, of))
-        if type(found) is not list or len(found) != 2 or any(type(bound) not in (int, float) for bound in found):
+    cases = [(middle, n), (draw.integer(8, 9), 10), (0, 20), (20, 20)]
+    found = [plain(answer(*case)) for case in cases]
+    for pair in found:
+        if type(pair) is not list or len(pair) != 2 or any(type(bound) not in (int, float) for bound in pair):
             raise Wrong("a pair of numbers is due: low and high")
-        if not (math.isfinite(found[0]) and math.isfinite(found[1])):
+        if not (math.isfinite(pair[0]) and math.isfinite(pair[1])):
             raise Wrong("a bound is NaN or infinite")
-        found = [float(bound) for bound in found]
-        for cause, wrong in [("", [low, high]), *traps]:
-            if all(abs(a - b) < 5e-4 for a, b in zip(found, wrong, strict=True)):
-                if cause:
-                    raise Wrong(cause)
-                break
-        else:
-            raise Wrong("these are not the bounds of Wilson's interval")
+    wrong = [usual_intervals(*case) for case in cases]
+    due = {"": [wilson(*case) for case in cases]} | {cause: [row[cause] for row in wrong] for cause in wrong[0]}
+    cause = next(
+        (cause for cause, bounds in due.items() if close(found, bounds)),
+        "these are not the bounds of Wilson's interval",
+    )
+    if cause:
+        raise Wrong(cause)
+
+
+def close(found: list[list[float]], bounds: list[list[float]]) -> bool:
+    """Whether two lists of intervals agree to three digits; bounds may be 0, so the distance is not relative."""
+    return all(
+        abs(a - b) < 5e-4 for pair, due in zip(found, bounds, strict=True) for a, b in zip(pair, due, strict=True)
+    )
 
 
 def undominated(points: list[tuple[float, float]]) -> list[int]:
@@ -221,11 +232,36 @@ def check_front(answer: Answer, seed: int) -> None:
         expect(found, right, traps, "some point that is beaten is there, or one that is not is missing")
 
 
+def word(holds: bool, fails: bool, n: int = 2) -> str:
+    """The verdict on a claim from n runs."""
+    return "cannot tell" if n < 2 else "holds" if holds else "does not hold" if fails else "cannot tell"
+
+
 def judged(low: float, high: float, n: int, claimed: float) -> str:
     """The verdict on "at least `claimed`" from our interval over n runs."""
-    if n < 2:
-        return "cannot tell"
-    return "holds" if claimed <= low else "does not hold" if high < claimed else "cannot tell"
+    return word(claimed <= low, high < claimed, n)
+
+
+MIDDLE = "the middle of the interval decides: where the interval contains the claim, nobody can tell"
+UNPROVEN = "what is not proven is taken to be wrong"
+EQUAL = "the lower bound reaches the number where the two are equal: it holds"
+CLAIM_MISTAKES = [
+    (MIDDLE, lambda low, high, n, c: word(low + high >= 2 * c, True, n)),
+    (MIDDLE, lambda low, high, n, c: word(low + high >= 2 * c, True)),
+    ("one run has no interval: nobody can tell", lambda low, high, n, c: judged(low, high, 2, c)),
+    ("two runs have an interval: only one has none", lambda low, high, n, c: judged(low, high, n - 1, c)),
+    ("several runs that agree have an interval, of no width: count the runs",
+     lambda low, high, n, c: "cannot tell" if low == high else judged(low, high, 2, c)),
+    ("the verdicts are turned round: the claim is AT LEAST", lambda low, high, n, c: word(high < c, c <= low, n)),
+    ("the upper end decides: chance may have helped", lambda low, high, n, c: judged(high, high, n, c)),
+    (UNPROVEN, lambda low, high, n, c: word(c <= low, True, n)),
+    (UNPROVEN, lambda low, high, n, c: word(c <= low, True)),
+    (UNPROVEN, lambda low, high, n, c: word(n > 1 and c <= low, True)),
+    (EQUAL, lambda low, high, n, c: word(c < low, high < c, n)),
+    (EQUAL, lambda low, high, n, c: word(c < low, high <= c, n)),
+    ("the upper bound still reaches the number where the two are equal: nobody can tell",
+     lambda low, high, n, c: word(c <= low, high <= c, n)),
+]  # fmt: skip
 
 
 def claim_cases(middle: float) -> list[tuple[float, float, int, float]]:
@@ -236,50 +272,14 @@ def claim_cases(middle: float) -> list[tuple[float, float, int, float]]:
     return [(middle + low, middle + high, n, middle) for low, high, n in intervals]
 
 
-def with_runs(rule: Callable[[float, float, float], str]) -> Callable[[float, float, int, float], str]:
-    """A verdict by `rule(low, high, claimed)`, one run excepted."""
-    return lambda low, high, n, claimed: "cannot tell" if n < 2 else rule(low, high, claimed)
-
-
 def check_verdict(answer: Answer, seed: int) -> None:
     """4.5: the verdict on a claim "at least so much"."""
     cases = claim_cases(Draw(seed).integer(40, 60) / 100)
     found = [plain(answer(*case)) for case in cases]
-    if any(word not in ("holds", "does not hold", "cannot tell") for word in found):
+    if any(said not in ("holds", "does not hold", "cannot tell") for said in found):
         raise Wrong('one of "holds", "does not hold", "cannot tell" is due')
-
-    def by_middle(low: float, high: float, claimed: float) -> str:
-        return "holds" if (low + high) / 2 >= claimed else "does not hold"
-
-    def unproven(low: float, high: float, claimed: float) -> str:
-        return "holds" if claimed <= low else "does not hold"
-
-    def strict(low: float, high: float, claimed: float) -> str:
-        return "holds" if claimed < low else "does not hold" if high < claimed else "cannot tell"
-
-    def strict_above(low: float, high: float, claimed: float) -> str:
-        return "holds" if claimed <= low else "does not hold" if high <= claimed else "cannot tell"
-
-    middle = "the middle of the interval decides: where the interval contains the claim, nobody can tell"
-    unproven_is_wrong = "what is not proven is taken to be wrong"
-    turned = {"holds": "does not hold", "does not hold": "holds", "cannot tell": "cannot tell"}
-    rules = [
-        (middle, with_runs(by_middle)),
-        (middle, lambda low, high, n, c: by_middle(low, high, c)),
-        ("one run has no interval: nobody can tell", lambda low, high, n, c: judged(low, high, 2, c)),
-        ("two runs have an interval: only one has none", lambda low, high, n, c: judged(low, high, n - 1, c)),
-        ("several runs that agree have an interval, of no width: count the runs",
-         lambda low, high, n, c: "cannot tell" if low == high else judged(low, high, 2, c)),
-        ("the verdicts are turned round: the claim is AT LEAST", lambda *case: turned[judged(*case)]),
-        ("the upper end decides: chance may have helped", lambda low, high, n, c: judged(high, high, n, c)),
-        (unproven_is_wrong, with_runs(unproven)),
-        (unproven_is_wrong, lambda low, high, n, c: unproven(low, high, c)),
-        (unproven_is_wrong, lambda low, high, n, c: "does not hold" if n < 2 else unproven(low, high, c)),
-        ("the lower bound reaches the number where the two are equal: it holds", with_runs(strict)),
-        ("the upper bound still reaches the number where the two are equal: nobody can tell", with_runs(strict_above)),
-        ("the same verdict for everything", lambda *_: found[0]),
-    ]  # fmt: skip
-    traps = [(cause, [rule(*case) for case in cases]) for cause, rule in rules]
+    traps = [(cause, [rule(*case) for case in cases]) for cause, rule in CLAIM_MISTAKES]
+    traps.append(("the same verdict for everything", [found[0]] * len(cases)))
     expect(found, [judged(*case) for case in cases], traps, "a verdict does not follow from the interval")
 
 

@@ -232,7 +232,7 @@ def check_blend(answer: Answer, seed: int) -> None:
         if type(found) is not dict:
             raise Wrong(f"a dictionary is due, as each adapter is one, not a {kind(found)}")
         places = plain(list(found))
-        values = tensors(list(found.values()), len(places))
+        values = [tensors(value)[0] for value in found.values()]
         _expect_vectors(dict(zip(places, values, strict=True)), right, traps)
 
 

@@ -148,6 +148,8 @@ def check_identity(answer: Answer, seed: int) -> None:
             raise Wrong(f"True or False is due, not a {kind(result)}: one bool for all logits, as torch.equal gives")
         if any(layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer)):
             raise Wrong("the adapter is still switched off afterwards: use `with model.disable_adapter():`")
+        if before.keys() != model.state_dict().keys():
+            raise Wrong("the adapter is taken off for good: use `with model.disable_adapter():`")
         if any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()):
             raise Wrong("the model's numbers are others afterwards")
         if found != right:

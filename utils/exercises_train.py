@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -199,7 +200,7 @@ def check_files(answer: Answer, seed: int) -> None:
         raise NotYet if folder is None or folder is ... else Wrong("a folder is due: artifacts_dir(profile)")
     adapter, record = folder / "adapters" / "positive", folder / "train" / "positive" / "run.json"
     if not adapter.exists() or not record.exists():
-        raise NotYet
+        raise NotYet("no trained adapter, or no curve, in artifacts/: run the cells above")
     try:
         probe, run = read_probe(adapter), RunRecord.load(record)
         check_tensors(adapter)
@@ -218,6 +219,17 @@ def check_files(answer: Answer, seed: int) -> None:
         raise Wrong("adapter and curve come from different runs: run 02 from top to bottom")
     if not run.metrics.get("best_loss", math.inf) < run.metrics.get("start_loss", -math.inf):
         raise Wrong("the held-out loss has not fallen: nothing was learned")
+    best = best_vectors(record.parent, run.metrics.get("best_step"))
+    if best and (best.keys() != vectors.keys() or any(not torch.equal(best[name], vectors[name]) for name in best)):
+        raise Wrong("other vectors than those of the curve's best step: run 02 again from its training cell on")
+
+
+def best_vectors(folder: Path, step: object) -> dict[str, Tensor]:
+    """What the run in `folder` ended with, from the checkpoint of its best step; empty where that is gone."""
+    try:
+        return load_file(folder / "checkpoints" / f"checkpoint-{step}" / "adapter_model.safetensors")
+    except (SafetensorError, OSError):
+        return {}
 
 
 CHECKS = {
