@@ -15,7 +15,7 @@ from utils.checks import Answer, Wrong
 
 MATRICES = {"c_attn": (1, 3), "attn.c_proj": (1, 1), "mlp.c_fc": (1, 4), "mlp.c_proj": (4, 1)}  # (in, out) in widths
 SETTINGS = {"base": ["a1", "b2"], "blocks": [900, 3800], "steps": [200, 400], "bf16": [True, False], "seed": [0, 1]}
-Z = 1.959963984540054  # 97.5 % of a standard normal lie below
+Z = 1.96  # as on the card: 97.5 % of a standard normal lie below
 
 
 def check_lora_count(answer: Answer, seed: int) -> None:
