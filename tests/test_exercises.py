@@ -313,7 +313,16 @@ def stop_generator():
     raise GeneratorExit
 
 
+class Odd(BaseException):
+    pass
+
+
+def raise_odd():
+    raise Odd
+
+
 HOSTILE = {
+    "odd exception": lambda *_: raise_odd(),
     "raises": lambda *_: 1 / 0,
     "exits": lambda *_: leave(),
     "generator exit": lambda *_: stop_generator(),

@@ -194,7 +194,9 @@ class Answer:
             raise Wrong("the name no longer stands for a function: run the cell above again")
         try:
             result = self.function(*arguments)
-        except (Exception, SystemExit, GeneratorExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise Wrong(f"your code raises {_in_words(error, self.function)}") from None
         if result is None or result is ...:
             nothing = NotYet("no answer yet: your function returns nothing")
@@ -207,7 +209,7 @@ def _in_words(error: BaseException, function: object) -> str:
     """An exception: its class, its line in the cell of `function` where that is known, its message."""
     try:
         message = str(error)
-    except (Exception, SystemExit, GeneratorExit):  # it cannot even say what it is
+    except Exception:  # it cannot even say what it is
         message = ""
     line = _last_line(error, function.__code__.co_filename) if type(function) is types.FunctionType else None
     return type(error).__name__ + (f" in line {line}" if line else "") + (f": {message}" if message else "")
@@ -274,7 +276,9 @@ def _judge(exercise: Exercise, answer: object, seed: int) -> tuple[str, str]:
         return TODO, str(missing)
     except Wrong as wrong:
         return FAIL, _one_line(str(wrong))
-    except (Exception, SystemExit, GeneratorExit):  # an object that cannot even be looked at
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an object that cannot even be looked at
         return FAIL, "the answer cannot be read: return plain numbers, lists, dictionaries or tensors"
     return PASS, ""
 
