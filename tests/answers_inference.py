@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import torch
@@ -60,6 +61,11 @@ def from_float32(x, weight, l):
     return (((a @ b) * c).float() - (x @ weight) * l).abs().max().item()
 
 
+def factors_in_float32(x, weight, l):
+    x, weight = low(x, weight)
+    return ((x @ weight) * l - (x @ (weight * l).bfloat16()).float()).abs().max().item()
+
+
 def results_only(x, weight, l):
     return (((x @ weight) * l).bfloat16().float() - (x @ (weight * l)).bfloat16().float()).abs().max().item()
 
@@ -93,6 +99,22 @@ def blend(adapters, strengths, places=None, missing=1.0, start=1.0, away=1.0):
     return result
 
 
+def one_by_one(adapters, strengths, step):
+    result = {}
+    for adapter, strength in zip(adapters, strengths, strict=True):
+        for place, l in adapter.items():
+            result[place] = step(result.get(place, torch.ones_like(l)), strength * (l - 1))
+    return result
+
+
+def blend_by_powers(adapters, strengths):
+    result = {}
+    for adapter, strength in zip(adapters, strengths, strict=True):
+        for place, l in adapter.items():
+            result[place] = result.get(place, 1) * l**strength
+    return result
+
+
 def blend_in_place(adapters, strengths):
     result = adapters[0]
     for place, l in blend(adapters, strengths).items():
@@ -117,6 +139,8 @@ ANSWERS = {
             (lambda texts, n: distinct(ngrams(texts, 1)), "n is ignored"),
             (lambda t, n: len(set(ngrams(t, n))) / max(1, len(ngrams(t, 1))), "divided by words"),
             (lambda texts, n: len(set(ngrams(texts, n))) / len(ngrams(texts, n)), "raises ZeroDivisionError"),
+            (lambda t, n: distinct(ngrams([re.sub(r"[^\w\s]", "", s) for s in t], n)), "punctuation"),
+            (lambda t, n: distinct(ngrams(t, n, split=lambda s: re.findall("[a-z]+", s))), "punctuation"),
             (lambda t, n: distinct(ngrams(t, n)) if ngrams(t, n) else 0.0, "nothing is repeated: return 1"),
         ],
     ),
@@ -130,6 +154,7 @@ ANSWERS = {
             (lambda w, b, l, f: (w.clone(), b.clone()), "nothing is merged"),
             (lambda w, b, l, f: (merged(w, b, l, f)[0].T, merged(w, b, l, f)[1]), "transposed"),
             (lambda w, b, l, f: (w + l[:, None], b) if f else (w + l, b + l), "is added: it multiplies"),
+            (lambda w, b, l, f: merged(w, b, l, not f), "the two roles are exchanged"),
             (merge_in_place, "changed in place"),
             (lambda w, b, l, f: merged(w, b, l, f)[0], "2 tensors are due"),
         ],
@@ -143,6 +168,7 @@ ANSWERS = {
             (from_float32, "distance from float32"),
             (results_only, "only the results are rounded"),
             (lambda x, w, l: 0.0, "there is no distance"),
+            (factors_in_float32, "l is not converted"),
             (lambda x, w, l: orders(*low(x, w, l)), "one number is due"),
             (lambda x, w, l: orders(*low(x, w, l)).abs().max().item() * 1.1, "it is not the largest distance"),
         ],
@@ -166,8 +192,13 @@ ANSWERS = {
         [
             (lambda ds, a: blend(ds, a, missing=0, start=0, away=0), "a sum of the vectors"),
             (lambda ds, a: blend(ds, a, start=0, away=0), "a sum of the vectors"),
+            (lambda ds, a: blend(ds, a, missing=0, away=0), "a sum of the vectors"),
+            (lambda ds, a: blend(ds, a, away=0), "a sum of the vectors"),
             (lambda ds, a: blend(ds, a, start=0), "the 1 is missing"),
-            (lambda ds, a: blend(ds, a, missing=0), "lacks counts as 1"),
+            (lambda ds, a: blend(ds, a, missing=0), "a missing place is taken for 0"),
+            (lambda ds, a: one_by_one(ds, a, lambda before, move: 1 + move), "overwrites"),
+            (lambda ds, a: one_by_one(ds, a, lambda before, move: before * (1 + move)), "multiplied"),
+            (blend_by_powers, "multiplied"),
             (lambda ds, a: blend(ds, [x / (sum(a) or 1) for x in a]), "divided by their sum"),
             (lambda ds, a: blend(ds, [1.0] * len(a)), "strengths are ignored"),
             (lambda ds, a: blend(ds, a, places=list(ds[0])), "first adapter lacks"),
@@ -181,3 +212,12 @@ ANSWERS = {
 
 def both(x, weight, l):
     return (x @ weight) * l, x @ (weight * l)
+
+
+ALSO_RIGHT = {
+    "3.3": [lambda x, w, l: orders_in_bfloat16(*low(x, w, l)).abs().max()],  # so close, subtraction is exact
+}
+
+
+def orders_in_bfloat16(x, weight, l):
+    return (x @ weight) * l - x @ (weight * l)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from torch.nn.functional import gelu
 
 
 def count_by_shapes(vocabulary, context, width, layers):
@@ -60,6 +62,9 @@ ANSWERS = {
             (lambda v, c, d, n: float(gpt2(v, c, d, n)), "a count is an integer"),
             (lambda v, c, d, n: gpt2(v, c, d, 1), "only one block"),
             (lambda v, c, d: 0, "your code raises TypeError"),
+            (lambda v, c, d, n: gpt2(v, c, d, n) - 2 * n * d, "two layer norms stand in each block"),
+            (lambda v, c, d, n: gpt2(v, c, d, n) - (2 * n + 1) * d, "norms have biases"),
+            (lambda v, c, d, n: gpt2(v, c, d, n) / missing, "NameError in line"),  # noqa: F821
         ],
     ),
     "1.2": (
@@ -75,7 +80,7 @@ ANSWERS = {
             (lambda x, w, b, k, v: qkv(x, w, b)[1] * k, "3 tensors are due"),
             (lambda x, w, b, k, v: tuple(part[0] for part in qkv(x, w, b)), "a shape is"),
             (lambda x, w, b, k, v: tuple(part / 0 * 0 for part in qkv(x, w, b)), "NaN"),
-            (lambda x, w, b, k, v: qkv(x, w.T, b), "your code raises RuntimeError"),
+            (lambda x, w, b, k, v: qkv(x, w.T, b), "mat1 and mat2 shapes cannot be multiplied"),
             (in_place, "changed in place"),
         ],
     ),
@@ -89,7 +94,9 @@ ANSWERS = {
             (lambda x, w1, b1, w2, b2, l, f: (l + f(x @ w1 + b1)) @ w2 + b2, "is added"),
             (lambda x, w1, b1, w2, b2, l, f: f(x @ w1 + b1) @ w2 + b2, "nothing is scaled"),
             (lambda x, w1, b1, w2, b2, l, f: l * f(x @ w1 + b1), "second matrix is missing"),
-            (lambda x, w1, b1, w2, b2, l, f: (f(x @ w1 + b1) @ w2 + b2) * l, "your code raises RuntimeError"),
+            (lambda x, w1, b1, w2, b2, l, f: (f(x @ w1 + b1) @ w2 + b2) * l, "The size of tensor a"),
+            (lambda x, w1, b1, w2, b2, l, f: (l * gelu(x @ w1 + b1)) @ w2 + b2, "you call gelu"),
+            (lambda x, w1, b1, w2, b2, l, f: (l * gelu(x @ w1 + b1, approximate="tanh")) @ w2 + b2, "you call gelu"),
         ],
     ),
     "1.4": (
@@ -119,4 +126,10 @@ ANSWERS = {
             (lambda nats, tokens: math.exp(nats / tokens), "your code raises TypeError"),
         ],
     ),
+}
+
+
+ALSO_RIGHT = {
+    "1.1": [lambda v, c, d, n: np.int64(gpt2(v, c, d, n)), lambda v, c, d, n: torch.tensor(gpt2(v, c, d, n))],
+    "1.4": [lambda n, d, m, q: np.int64(n * ((2 + q) * d + m))],
 }

@@ -18,6 +18,12 @@ def right_config(part, **fields):
     return config(PARTS[part], [name for name in PARTS[part] if name == "mlp.c_proj"], **fields)
 
 
+def without_fan_in_fan_out(part):
+    targets = PARTS[part]
+    feedforward = [name for name in targets if name == "mlp.c_proj"]
+    return IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward)
+
+
 def only(part, wrong):
     """The right configurations, but for one part."""
     return lambda asked: wrong() if asked == part else right_config(asked)
@@ -55,6 +61,15 @@ def pack_token_by_token(documents, length, end):
             if len(blocks[-1]) == length:
                 blocks.append([])
     return tuple(map(tuple, blocks[:-1]))
+
+
+def pack(documents, length, end):
+    return cut(stream(documents, end), length)
+
+
+def stops_early(documents, length, end):
+    whole = stream(documents, end)
+    return [whole[i : i + length] for i in range(0, len(whole) - length, length)]
 
 
 def without_last_end(documents, length, end):
@@ -120,14 +135,18 @@ class Idle:
         pass
 
 
-def cells(vectors, colour, layer=int):
+def cells(vectors, colour, layer=int, names=("query", "key", "value")):
     found = {}
     for key, vector in vectors.items():
         number, role = key.split(".")
         parts = vector.chunk(3) if role == "attention" else [vector]
-        for name, part in zip(["query", "key", "value"] if role == "attention" else [role], parts, strict=True):
+        for name, part in zip(names if role == "attention" else [role], parts, strict=True):
             found[layer(number), name] = float(colour(part - 1))
     return max(found, key=found.get)
+
+
+def mean_move(move):
+    return move.abs().mean()
 
 
 def whole_vectors(vectors):
@@ -162,9 +181,15 @@ ANSWERS = {
             (lambda part: right_config("both"), "the feed-forward layer is scaled too"),
             (only("feedforward", lambda: config(["c_proj"], ["c_proj"])), "46,080 numbers on GPT-2: bare c_proj"),
             (only("feedforward", lambda: config(["mlp.c_proj"], [])), "9,216 numbers on GPT-2: feedforward_modules"),
-            (only("feedforward", lambda: config(["mlp.c_fc"], [])), "right count, wrong place"),
+            (only("feedforward", lambda: config(["mlp.c_fc"], [])), "the place is wrong"),
             (lambda part: right_config(part, task_type=None), "task_type must be CAUSAL_LM"),
-            (lambda part: config(["c_attn"], ["mlp.c_proj"]), "your code raises ValueError"),
+            (lambda part: config(["c_attn"], ["mlp.c_proj"]), "should be a subset of `target_modules`"),
+            (lambda part: right_config(part, fan_in_fan_out=False), "fan_in_fan_out must be True"),
+            (without_fan_in_fan_out, "fan_in_fan_out must be True"),
+            (only("feedforward", lambda: config(["c_attn", "mlp.c_proj"], [])), "GPT-2: attention is scaled too"),
+            (only("both", lambda: config(["c_attn", "mlp.c_proj"], ["c_attn", "mlp.c_proj"])), "c_attn stands in"),
+            (only("both", lambda: config(["c_attn", "c_fc"], [])), "the place is wrong"),
+            (only("attention", lambda: config([r"h.0.attn.c_attn"], [])), "only some of the blocks"),
             (only("both", lambda: config(["key", "value"], [])), "peft refuses it"),
             (lambda part: {"target_modules": PARTS[part]}, "an IA3Config is due, not a dict"),
         ],
@@ -176,8 +201,12 @@ ANSWERS = {
             (lambda model, ids: torch.equal(logits(model, ids), logits(model, ids)), "while it is switched off"),
             (lambda model, ids: not torch.equal(logits(model, ids), base_logits(model, ids)), "fresh adapter changes"),
             (left_off, "still switched off"),
+            (lambda model, ids: torch.equal(logits(model, ids), logits(model.unload(), ids)), "taken off for good"),
             (lambda model, ids: logits(model, ids) == base_logits(model, ids), "True or False is due"),
             (lambda model, ids: torch.equal(logits(model, ids), logits(model.base_model, ids)), "switched off"),
+            (lambda model, ids: torch.allclose(logits(model, ids), base_logits(model, ids)), "allclose"),
+            (lambda model, ids: torch.allclose(logits(model, ids), base_logits(model, ids), atol=1e-6), "allclose"),
+            (lambda model, ids: logits(model, ids) == base_logits(model, ids), "one bool for all logits"),
         ],
     ),
     "2.3": (
@@ -185,10 +214,12 @@ ANSWERS = {
         [
             (lambda documents, length, end: cut(sum(documents, []), length), "end-of-text tokens are missing"),
             (without_last_end, "the last document has no"),
+            (stops_early, "range() stops too early"),
+            (lambda documents, length, end: pack([d for d in documents if d], length, end), "an empty document"),
             (lambda documents, length, end: cut([t for d in documents for t in [end, *d]], length), "comes first"),
             (keeps_the_rest, "not full: leave it out"),
             (fills_the_rest, "filled up"),
-            (lambda d, length, end: cut(stream(d, end), length)[:-1], "is full and is left out"),
+            (lambda d, length, end: cut(stream(d, end), length)[:-1], "is full, yet left out"),
             (alone, "cut alone"),
             (pack_in_place, "changed in place"),
         ],
@@ -228,6 +259,10 @@ ANSWERS = {
             (loop(adam, when="after"), "after each step"),
             (loop(Idle), "nothing is learned"),
             (loop(adam, convert=lambda loss: loss.detach()[None]), "a list of floats"),
+            (loop(adam, convert=lambda loss: loss), "a list of floats"),
+            (loop(adam, convert=lambda loss: loss.detach()), "a list of floats"),
+            (lambda *given: torch.tensor(loop(adam)(*given)), "a list of floats"),
+            (lambda *given: torch.tensor(loop(adam)(*given)).numpy(), "a list of floats"),
             (loop(adam, unfreeze=True), "frozen weights have moved"),
             (loop(adam, stop=1), "one loss for each step"),
             (loop(lambda p, rate: torch.optim.RMSprop(p, lr=rate)), "not those of AdamW"),
@@ -242,6 +277,13 @@ ANSWERS = {
             (whole_vectors, "three groups"),
             (lambda vectors: cells(vectors, lambda move: move.abs().mean(), layer=str), "make it an integer"),
             (lambda vectors: cells(vectors, lambda move: -move.abs().mean()), "moved the least"),
+            (lambda vectors: cells(vectors, lambda move: abs(move.mean())), "cancel"),
+            (lambda vectors: cells(vectors, lambda move: move.square().mean()), "squares"),
+            (lambda vectors: cells(vectors, lambda move: move.norm()), "squares"),
+            (lambda vectors: cells(vectors, lambda move: move.std()), "squares"),
+            (lambda vectors: cells(vectors, mean_move, names=["q", "k", "v"]), "the groups are"),
+            (lambda vectors: cells(vectors, mean_move)[::-1], "the groups are"),
+            (lambda vectors: cells(vectors, mean_move, names=["value", "query", "key"]), "in this order"),
             (lambda vectors: (0, "query"), "another cell"),
             (lambda vectors: "value", "a pair is due"),
         ],
@@ -253,3 +295,10 @@ def decay_by_loop(start, rate, decay, steps):
     for _ in range(steps):
         start -= rate * decay * start
     return start
+
+
+ALSO_RIGHT = {
+    "2.1": [lambda part: right_config(part, inference_mode=False)],
+    "2.2": [lambda model, ids: (base_logits(model, ids) == logits(model, ids)).all()],
+    "2.6": [lambda *given: tuple(loop(adam)(*given))],
+}

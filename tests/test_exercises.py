@@ -15,15 +15,22 @@ import answers_inference
 import answers_setup
 import answers_train
 import nbformat
+import numpy as np
 import pytest
 import torch
 from exercise_rules import exercise_cells, role
 from replay import NOTEBOOKS, ROOT
 
 from utils import checks
+from utils.answers import plain
 from utils.checks import EXERCISES, FAIL, PASS, TODO, CheckError, check, scoreboard
 
 ANSWERS = answers_setup.ANSWERS | answers_train.ANSWERS | answers_inference.ANSWERS | answers_compare.ANSWERS
+ALSO_RIGHT = {
+    number: answers
+    for module in (answers_setup, answers_train, answers_inference, answers_compare)
+    for number, answers in module.ALSO_RIGHT.items()
+}
 CODED = [number for number, exercise in EXERCISES.items() if not (exercise.written or exercise.files)]
 FILES = [number for number, exercise in EXERCISES.items() if exercise.files]
 STUB = "...  # YOUR CODE HERE"
@@ -84,11 +91,11 @@ def test_model_answer_passes(number, capsys):
 
 @pytest.mark.parametrize("number", CODED)
 def test_equivalent_answer_passes(number):
-    equivalent, _ = ANSWERS[number]
-    for seed in (0, 1, 2):
-        verdict = check(number, equivalent, seed)
-        assert verdict.state == PASS, verdict
-    hidden_test(number, equivalent)
+    for equivalent in (ANSWERS[number][0], *ALSO_RIGHT.get(number, [])):
+        for seed in (0, 1, 2):
+            verdict = check(number, equivalent, seed)
+            assert verdict.state == PASS, verdict
+        hidden_test(number, equivalent)
 
 
 WRONG = [(number, place) for number, (_, wrong) in ANSWERS.items() for place in range(len(wrong))]
@@ -145,6 +152,77 @@ def key(value: object) -> object:
     return str(value.tolist()) if isinstance(value, torch.Tensor) else str(value)
 
 
+FORMS = {
+    "list": list, "tuple": tuple, "set": set, "float": float, "int": int, "text": str, "bool": bool,
+    "array": np.array, "tensor": torch.tensor, "one tensor": torch.stack, "scalar": lambda value: np.array(value)[()],
+    "elements": lambda value: [np.array(item)[()] for item in value], "tensors": lambda v: list(map(torch.tensor, v)),
+    "single": lambda value: [value], "single array": lambda value: np.array([value]),
+    "single tensor": lambda value: torch.tensor([value]), "parameter": torch.nn.Parameter,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_what_passes_in_one_form_passes_the_hidden_test_in_it(number):
+    """Lists for tuples, NumPy's numbers for Python's: what the check takes, the hidden test takes."""
+    right, passed = model_answer(number), 0
+    for form, convert in FORMS.items():
+        answer = lambda *arguments, convert=convert: convert(right(*arguments))  # noqa: E731
+        if check(number, answer).passed:
+            passed += 1
+            try:
+                hidden_test(number, answer)
+            except Exception as error:
+                pytest.fail(f"as {form} it passes the check, and in the hidden test: {error!r}")
+    assert passed or number == "2.1"
+
+
+def test_no_two_points_are_the_same():
+    """4.4's card says so, and answers differ in what they make of doubles."""
+    drawn = []
+    for seed in range(20):
+        check("4.4", lambda points: drawn.append(points) or model_answer("4.4")(points), seed)
+    assert drawn and all(len(set(points)) == len(points) for points in drawn)
+
+
+@pytest.mark.parametrize("number", ["2.2", "2.7", "3.1", "3.3", "4.4"])
+def test_wrong_answers_fail_whatever_the_seed(number):
+    """Where inputs are random and a mistake may lead to the right answer by chance."""
+    for wrong, said in ANSWERS[number][1]:
+        assert [said for seed in range(2, 14) if check(number, wrong, seed).state != FAIL] == [], said
+
+
+# --- what an exception tells ---------------------------------------------------------------------------------------
+
+
+class Speechless(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+class LongSpeech(Exception):
+    def __str__(self):
+        return "first line\n\x1b[31m" + "word " * 10_000 + "the end"
+
+
+def raising(error: Exception) -> object:
+    """A function whose cell raises in its third line."""
+    namespace = {"error": error}
+    exec(compile("def answer(*_):\n    x = 1\n    raise error", "a cell", "exec"), namespace)
+    return namespace["answer"]
+
+
+def test_an_exception_is_told_with_its_line():
+    assert check("1.1", raising(ValueError("so many"))).hint == "your code raises ValueError in line 3: so many"
+    assert check("1.1", raising(KeyError(None))).hint == "your code raises KeyError in line 3: None"
+    assert check("1.1", raising(Speechless())).hint == "your code raises Speechless in line 3"
+    assert check("1.1", lambda: 1).hint.startswith("your code raises TypeError: ")  # none of its lines has run
+    hint = check("1.1", raising(LongSpeech())).hint
+    assert hint.startswith("your code raises LongSpeech in line 3: first line [31mword w ...") and hint.endswith(
+        "the end"
+    )
+    assert len(str(check("1.1", raising(LongSpeech())))) < 150
+
+
 # --- stubs and hostile objects ------------------------------------------------------------------------------------
 
 
@@ -155,9 +233,10 @@ def test_stub_is_todo_and_its_test_cell_fails(number, capsys):
     namespace = {}
     exec(stub, namespace)
     visible = source(number, "-test").split("### BEGIN HIDDEN TESTS")[0]
-    with pytest.raises(AssertionError):
+    line = f"{number} todo  {EXERCISES[number].title}: no answer yet: your function returns nothing"
+    with pytest.raises(AssertionError, match=re.escape(line)):
         exec(visible, namespace)
-    assert capsys.readouterr().out == f"{number} todo  {EXERCISES[number].title}: no answer yet\n"
+    assert capsys.readouterr().out == f"{line}\n"
 
 
 class EqualsEverything:
@@ -234,7 +313,16 @@ def stop_generator():
     raise GeneratorExit
 
 
+class Odd(BaseException):
+    pass
+
+
+def raise_odd():
+    raise Odd
+
+
 HOSTILE = {
+    "odd exception": lambda *_: raise_odd(),
     "raises": lambda *_: 1 / 0,
     "exits": lambda *_: leave(),
     "generator exit": lambda *_: stop_generator(),
@@ -326,8 +414,39 @@ def test_notebook_agrees_with_the_list(number):
     assert role(graded) == ("written" if exercise.written else "test")
     if not exercise.written:
         answer = "artifacts_dir(profile)" if exercise.files else function_name(number)
-        assert f'assert check("{number}", {answer}).passed' in graded.source
+        assert f'checked = check("{number}", {answer})\nassert checked.passed, checked\n' in f"{graded.source}\n"
         assert f"`{number} pass  {exercise.title}`" in card
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_card_quotes_what_is_said(number):
+    """Each error on the card, set in italics, is one that some wrong answer leads to."""
+    said = [check(number, wrong).hint for wrong, _ in ANSWERS[number][1]]
+    errors = source(number, "-card").split("<summary>I see this error</summary>")[1].split("</details>")[0]
+    quotes = [re.split(r"\*,? or \*", line[3:].partition("*:")[0].partition("*,")[0])
+              for line in errors.splitlines() if line.startswith("* *")]  # fmt: skip
+    assert quotes and [quote for line in quotes for quote in line if not any(quote in hint for hint in said)] == []
+
+
+@pytest.mark.parametrize("number", CODED)
+def test_example_calls_of_the_card_are_right(number):
+    """Every call on the card runs, those apart that use a name of the lesson; where it says what comes out, it does."""
+    name, card = function_name(number), source(number, "-card")
+    names, calls = {name: model_answer(number), "torch": torch}, 0
+    for code, due, digits in re.findall(r"`([^`\n]+)`(?:\s+is\s+(?:`([^`\n]+)`|(\d[\d.,]*)))?", card):
+        if code.startswith("one = "):
+            exec(code, names)
+        if f"{name}(" not in code:
+            continue
+        calls += 1
+        if re.search(r"\b(model|vectors|positive)\b", code):
+            continue
+        found = eval(code, names)
+        if due:
+            assert plain(found) == plain(eval(due)), code
+        if digits:
+            assert plain(found) == pytest.approx(float(digits.strip(".,").replace(",", "")), abs=5e-3), code
+    assert calls
 
 
 def test_notebooks_have_no_other_exercise():

@@ -44,6 +44,17 @@ def test_what_a_training_saves_passes_however_often_it_is_looked_at(folder):
 
 def test_nothing_saved_yet_is_todo(tmp_path):
     assert [check("2.9", answer).state for answer in (tmp_path, None, ...)] == [TODO, TODO, TODO]
+    assert str(check("2.9", tmp_path)).endswith("no trained adapter, or no curve, in artifacts/: run the cells above")
+
+
+@pytest.mark.parametrize(
+    "damage", [shutil.rmtree, lambda f: next(f.rglob("adapter_model.safetensors")).write_bytes(b"")]
+)
+def test_a_checkpoint_that_cannot_be_read_is_no_mistake(folder, damage):
+    checkpoint = folder / "train" / "positive" / "checkpoints"
+    assert len(list(checkpoint.glob("checkpoint-*/adapter_model.safetensors"))) == 1  # the best step's
+    damage(checkpoint)
+    assert check("2.9", folder).state == PASS
 
 
 def edit_tensors(folder: Path, change) -> None:
@@ -78,6 +89,8 @@ WRONG = {
     "cut": (cut_short, "cut off"),
     "other run": (lambda f: run(f, config_id="another"), "different runs"),
     "worse": (lambda f: run(f, metrics={"start_loss": 4.0, "best_loss": 4.1}), "has not fallen"),
+    "trained on": (lambda f: edit_tensors(f, lambda t: {k: v + 1e-4 for k, v in t.items()}), "other vectors than"),
+    "other shapes": (lambda f: edit_tensors(f, lambda t: {k: v[:3] for k, v in t.items()}), "other vectors than"),
     "no metrics": (lambda f: run(f, metrics={}), "has not fallen"),
 }
 

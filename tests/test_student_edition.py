@@ -118,26 +118,39 @@ def test_a_notebook_in_another_encoding_is_read(encoding):
     assert found["cells"][0]["source"] == "é ü"
 
 
-def test_the_student_packs_notebooks_and_adapters_only(edition, tmp_path):
-    folder = tmp_path / "mine"
-    for name in ("01-Plain.ipynb", "submit.py"):
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_bytes((edition[0] / name).read_bytes())
-    adapter = folder / "artifacts" / "mini" / "adapters" / "positive"
-    adapter.mkdir(parents=True)
-    for name in ("adapter_model.safetensors", "probe.json", "notes.txt"):
-        (adapter / name).write_text("x")
-    curve = folder / "artifacts" / "mini" / "train" / "positive" / "run.json"
-    (curve.parent / "checkpoints").mkdir(parents=True)
-    curve.write_text("{}")
-    (curve.parent / "checkpoints" / "run.json").write_text("{}")
+FILES = ("adapter_config.json", "adapter_model.safetensors", "probe.json")
+
+
+def submit(edition: Path, folder: Path, *places: str) -> tuple[list[str], str]:
+    """What `submit.py` packs and prints in a folder with empty files at `places`."""
+    folder.mkdir()
+    (folder / "submit.py").write_bytes((edition / "submit.py").read_bytes())
+    for place in places:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text("{}")
     done = subprocess.run([sys.executable, "submit.py"], cwd=folder, capture_output=True, text=True, check=True)
-    assert "no trained adapter" not in done.stdout
     with zipfile.ZipFile(folder / "submission.zip") as archive:
-        names = [name.rsplit("/", 1) for name in archive.namelist()]
-    place = "artifacts/mini/adapters/positive"
-    train = ["artifacts/mini/train/positive", "run.json"]
-    assert names == [["01-Plain.ipynb"], [place, "adapter_model.safetensors"], [place, "probe.json"], train]
+        return archive.namelist(), done.stdout
+
+
+def test_the_student_packs_notebooks_and_adapters_only(edition, tmp_path):
+    wanted = ["01-Plain.ipynb", *(f"artifacts/mini/adapters/positive/{name}" for name in FILES)]
+    wanted.append("artifacts/mini/train/positive/run.json")
+    others = ("Untitled.ipynb", "artifacts/mini/adapters/positive/notes.txt", "1-mine.ipynb")
+    others += ("artifacts/mini/train/positive/checkpoints/run.json", "artifacts/gpt2/adapters/x.txt")
+    packed, printed = submit(edition[0], tmp_path / "mine", *wanted, *others)
+    assert packed == wanted and "MISSING" not in printed
+    assert printed.endswith("Saved all of them? Only what is on disk was packed.\n")
+
+
+def test_the_student_is_told_what_is_missing(edition, tmp_path):
+    negative = [f"artifacts/mini/adapters/negative/{name}" for name in FILES]
+    _, printed = submit(edition[0], tmp_path / "mine", "01-Plain.ipynb", "04-Last.ipynb", *negative)
+    lost = [line.split(": ")[1] for line in printed.splitlines() if line.startswith("MISSING")]
+    adapter = [f"artifacts/mini/adapters/positive/{name}" for name in FILES]
+    assert lost == ["notebook 02", "notebook 03", *adapter, "artifacts/mini/train/positive/run.json"]
+    packed, printed = submit(edition[0], tmp_path / "empty")
+    assert packed == [] and printed.count("MISSING") == 4
 
 
 def test_the_course_itself_has_a_student_edition(tmp_path):

@@ -71,10 +71,8 @@ def plain(value: object) -> object:
 
 
 def number(value: object) -> float:
-    """`value` as one float; a tensor or array of one element counts. Raises `Wrong` for anything else."""
+    """`value` as one float; a tensor or array without axes counts. Raises `Wrong` for anything else."""
     found = plain(value)
-    while type(found) is list and len(found) == 1:
-        found = found[0]
     if type(found) not in (int, float):
         raise Wrong(f"one number is due, not a {kind(value)}")
     return float(found)
@@ -92,7 +90,7 @@ def integer(value: object) -> int:
 
 def tensors(value: object, count: int = 1) -> tuple[Tensor, ...]:
     """`value` as `count` bare tensors on the CPU (one alone: the tensor itself). Raises `Wrong` for anything else."""
-    items = (value,) if count == 1 and type(value) not in (list, tuple) else value
+    items = (value,) if count == 1 else value
     if type(items) not in (list, tuple) or len(items) != count:
         raise Wrong(f"{'one tensor is' if count == 1 else f'{count} tensors are'} due, not a {kind(value)}")
     for item in items:

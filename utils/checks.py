@@ -10,6 +10,7 @@ runs in the student's own process and can be fooled there.
 from __future__ import annotations
 
 import re
+import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ def installed_version(name: str) -> str | None:
 # --- exercises ----------------------------------------------------------------------------------------------------
 
 TODO, PASS, FAIL = "todo", "pass", "fail"
+LONGEST_HINT = 135  # characters, so that a verdict is one line
 NOTEBOOKS = {"01": "setup", "02": "train", "03": "inference", "04": "compare"}  # and the module with their checks
 
 
@@ -175,7 +177,7 @@ class Wrong(Exception):
 
 
 class NotYet(Exception):
-    """There is no answer yet: the stub was called."""
+    """There is no answer yet; the text, where there is one, says what is missing."""
 
 
 class Answer:
@@ -192,14 +194,35 @@ class Answer:
             raise Wrong("the name no longer stands for a function: run the cell above again")
         try:
             result = self.function(*arguments)
-        except (Exception, SystemExit, GeneratorExit) as error:
-            raise Wrong(
-                f"your code raises {type(error).__name__}: call it in a cell of your own to see where"
-            ) from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise Wrong(f"your code raises {_in_words(error, self.function)}") from None
         if result is None or result is ...:
-            raise Wrong("for some inputs nothing is returned") if self.answered else NotYet
+            nothing = NotYet("no answer yet: your function returns nothing")
+            raise Wrong("for some inputs nothing is returned") if self.answered else nothing
         self.answered = True
         return result
+
+
+def _in_words(error: BaseException, function: object) -> str:
+    """An exception: its class, its line in the cell of `function` where that is known, its message."""
+    try:
+        message = str(error)
+    except Exception:  # it cannot even say what it is
+        message = ""
+    line = _last_line(error, function.__code__.co_filename) if type(function) is types.FunctionType else None
+    return type(error).__name__ + (f" in line {line}" if line else "") + (f": {message}" if message else "")
+
+
+def _last_line(error: BaseException, file: str) -> int | None:
+    """The line of `file` (a notebook's cell is one) that ran last when `error` was raised."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
 
 
 @dataclass(frozen=True)
@@ -216,7 +239,8 @@ class Verdict:
         return self.state == PASS
 
     def __str__(self) -> str:
-        said = {TODO: f"{self.exercise.title}: no answer yet", PASS: self.exercise.title, FAIL: self.hint}
+        todo = f"{self.exercise.title}: {self.hint or 'no answer yet'}"
+        said = {TODO: todo, PASS: self.exercise.title, FAIL: self.hint}
         return f"{self.exercise.number} {self.state}  {said[self.state]}"
 
 
@@ -248,13 +272,21 @@ def _judge(exercise: Exercise, answer: object, seed: int) -> tuple[str, str]:
         with warnings.catch_warnings(), fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             examine(Answer(answer), seed)
-    except NotYet:
-        return TODO, ""
+    except NotYet as missing:
+        return TODO, str(missing)
     except Wrong as wrong:
-        return FAIL, str(wrong)
-    except (Exception, SystemExit, GeneratorExit):  # an object that cannot even be looked at
+        return FAIL, _one_line(str(wrong))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an object that cannot even be looked at
         return FAIL, "the answer cannot be read: return plain numbers, lists, dictionaries or tensors"
     return PASS, ""
+
+
+def _one_line(text: str) -> str:
+    """`text` without line breaks and control characters; of a long one both ends, as much as fits into a verdict."""
+    line = "".join(sign for sign in " ".join(text.split()) if sign.isprintable())
+    return line if len(line) <= LONGEST_HINT else f"{line[:60]} ... {line[-70:]}"
 
 
 def _checks(notebook: str) -> dict[str, Callable[[Answer, int], None]]:

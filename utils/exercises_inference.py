@@ -5,13 +5,16 @@ Reached through `checks.check()`. Not for: the exercises' texts and model answer
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from utils.answers import Draw, expect, kind, number, plain, tensors, untouched
 from utils.checks import Answer, Wrong
 
-WORDS = ("a", "good", "film", "Good", "and", "bad", "The", "the", "story")
+WORDS = ("a", "good", "film", "Good", "and", "bad", "The", "the", "story", "film,", "good!")
 
 
 def grams(texts: list[str], n: int) -> list[tuple[str, ...]]:
@@ -34,8 +37,15 @@ def check_distinct(answer: Answer, seed: int) -> None:
     """3.1: distinct-n of some texts."""
     draw = Draw(seed)
     for n in (2, 1, 3):
-        texts = [" ".join(WORDS[i] for i in draw.integers(0, 8, draw.integer(4, 9)).tolist()) for _ in range(4)]
-        texts = ["good film and bad film", "The story the story", texts[0], *texts, "the film Good"]
+        texts = [" ".join(WORDS[i] for i in draw.integers(0, 10, draw.integer(4, 9)).tolist()) for _ in range(4)]
+        texts = [
+            "good film and bad film",
+            "good film, bad film!",
+            "The story the story",
+            texts[0],
+            *texts,
+            "the film Good",
+        ]
         lowered = [text.lower().split() for text in texts]
         right = share(grams(texts, n))
         kept = [tuple(words[i : i + n]) for words in (t.split() for t in texts) for i in range(len(words) - n + 1)]
@@ -44,6 +54,10 @@ def check_distinct(answer: Answer, seed: int) -> None:
         traps = [
             ("n-grams cross from one text into the next", share(grams([" ".join(texts)], n))),
             ("large and small letters are different words: use lower()", share(kept)),
+            (
+                "punctuation is stripped: a word is what stands between spaces, with all its signs",
+                share(grams([re.sub(r"[^\w\s]", "", text) for text in texts], n)),
+            ),
             ("letters are counted: split the text into words", share(letters)),
             ("a mean over texts: repetition between texts is lost", sum(each) / len(each)),
             ("that is the share of repeated n-grams: take 1 minus it", 1 - right),
@@ -58,7 +72,7 @@ def check_distinct(answer: Answer, seed: int) -> None:
 
 def check_merge(answer: Answer, seed: int) -> None:
     """3.2: one layer with its vector multiplied in, both roles; square weights first, where a wrong side still fits."""
-    draw = Draw(seed)
+    draw, exchanged = Draw(seed), "the two roles are exchanged: feedforward=False scales the output, True the input"
     for inner, out in ((4, 4), (draw.integer(3, 5), draw.integer(6, 8))):
         weight, bias, square = draw.normal(inner, out), draw.normal(out), inner == out
         l, blank = draw.factors(out), ("nothing is merged", (weight, bias))
@@ -72,7 +86,8 @@ def check_merge(answer: Answer, seed: int) -> None:
             ("attention: the vector is added: it multiplies", (weight + l, bias + l)),
         ]
         turned = ("the weight is transposed: Conv1D keeps it as (in, out)", (right[0].T, right[1]))
-        _expect_layer(answer, (weight, bias, l, False), right, [*traps, blank, turned])
+        other = (exchanged, (weight * l[:, None], bias) if square else right)
+        _expect_layer(answer, (weight, bias, l, False), right, [other, *traps, blank, turned])
         l = draw.factors(inner)
         right = (torch.stack([weight[i] * l[i] for i in range(inner)]), bias)
         beside = weight * l if square else weight
@@ -94,30 +109,44 @@ def _expect_layer(answer: Answer, given: tuple, right: tuple[Tensor, Tensor], tr
     expect(found, right, traps, "the merged layer does not give what the adapted one gives")
 
 
+def both_orders(x: Tensor, weight: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
+    """(xW) * l and x (W * l), computed in the precision of the arguments, as float32."""
+    return ((x @ weight) * l).float(), (x @ (weight * l)).float()
+
+
+def rounding_gaps(x: Tensor, weight: Tensor, l: Tensor) -> dict[str, Tensor]:
+    """All distances of the two orders in bfloat16 (at ""), and those that the usual mistakes give, by cause."""
+    low_x, low_weight, low_l = low = [tensor.to(torch.bfloat16) for tensor in (x, weight, l)]
+    attached, merged = both_orders(*low)
+    exact, exact_merged = both_orders(x, weight, l)
+    rounded, rounded_merged = both_orders(*(tensor.float() for tensor in low))
+    late, late_merged = (low_x @ low_weight) * l, low_x @ (low_weight * l).to(torch.bfloat16)
+    return {
+        "": attached - merged,
+        "that is float32: convert all three to bfloat16 before the products": exact - exact_merged,
+        "there is no distance: the products themselves must be in bfloat16": rounded - rounded_merged,
+        "only the results are rounded: convert before the products":
+            exact.to(torch.bfloat16).float() - exact_merged.to(torch.bfloat16).float(),
+        "l is not converted: convert all three to bfloat16": late - late_merged.float(),
+        "that is the distance from float32, not between the two orders": attached - exact,
+    }  # fmt: skip
+
+
 def check_rounding(answer: Answer, seed: int) -> None:
     """3.3: the largest distance of two orders of multiplication in bfloat16."""
-    draw = Draw(seed)
+    draw, found, gaps = Draw(seed), [], []
     for _ in range(3):
         x, weight = draw.integers(-4, 4, 6, 8).float(), draw.integers(-4, 4, 8, 10).float()
         l = draw.factors(10)
-        low_x, low_weight, low_l = (t.to(torch.bfloat16) for t in (x, weight, l))
-        attached, merged = (low_x @ low_weight) * low_l, low_x @ (low_weight * low_l)
-        gap = attached.float() - merged.float()
-        rounded = (low_x.float() @ low_weight.float()) * low_l.float()
-        single = (x @ weight) * l - x @ (weight * l)
-        traps = [
-            ("that is the mean distance: the largest is due", gap.abs().mean().item()),
-            ("distances up and down: take the absolute value first", gap.max().item()),
-            ("that is float32: convert all three to bfloat16 before the products", single.abs().max().item()),
-            ("there is no distance: the products themselves must be in bfloat16",
-             (rounded - low_x.float() @ (low_weight.float() * low_l.float())).abs().max().item()),
-            ("only the results are rounded: convert before the products",
-             (((x @ weight) * l).bfloat16().float() - (x @ (weight * l)).bfloat16().float()).abs().max().item()),
-            ("that is the distance from float32, not between the two orders",
-             (attached.float() - (x @ weight) * l).abs().max().item()),
-        ]  # fmt: skip
-        hint = "it is not the largest distance of (xW) * l and x (W * l), all in bfloat16"
-        expect(number(untouched(answer, x, weight, l)), gap.abs().max().item(), traps, hint, 1e-3)
+        found.append(number(untouched(answer, x, weight, l)))
+        gaps.append(rounding_gaps(x, weight, l))
+    right = [gap[""].abs().max().item() for gap in gaps]
+    traps = [
+        ("that is the mean distance: the largest is due", [gap[""].abs().mean().item() for gap in gaps]),
+        ("distances up and down: take the absolute value first", [gap[""].max().item() for gap in gaps]),
+        *((cause, [gap[cause].abs().max().item() for gap in gaps]) for cause in gaps[0] if cause),
+    ]
+    expect(found, right, traps, "it is not the largest distance of (xW) * l and x (W * l), all in bfloat16", 1e-3)
 
 
 def check_rows(answer: Answer, seed: int) -> None:
@@ -159,6 +188,15 @@ def blended(
     return result
 
 
+def one_by_one(adapters: list[dict[str, Tensor]], weights: list[float], step: Callable) -> dict[str, Tensor]:
+    """What `step(before, l, weight)` makes of ones at each place, adapter by adapter."""
+    result = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for key, l in adapter.items():
+            result[key] = step(result.get(key, torch.ones_like(l)), l, weight)
+    return result
+
+
 def check_blend(answer: Answer, seed: int) -> None:
     """3.5: several adapters, each turned by its own strength."""
     draw = Draw(seed)
@@ -170,12 +208,20 @@ def check_blend(answer: Answer, seed: int) -> None:
             adapters[1].pop("0.feedforward")
         right = blended(adapters, weights)
         common = {key for key in right if all(key in adapter for adapter in adapters)}
+        product = "the adapters are multiplied: add their moves, strength * (l - 1)"
         bare = "a sum of the vectors themselves: blend the moves away from 1, l - 1"
         traps = [
             (bare, blended(adapters, weights, 0, 0, 0)),
             (bare, blended(adapters, weights, 1, 0, 0)),
+            (bare, blended(adapters, weights, 0, 1, 0)),
+            (bare, blended(adapters, weights, 1, 1, 0)),
             ("the 1 is missing: 1 plus the moves", blended(adapters, weights, start=0.0)),
-            ("a place that an adapter lacks counts as 1, not as 0", blended(adapters, weights, missing=0.0)),
+            ("a missing place is taken for 0: untouched is 1, so its move is 0",
+             blended(adapters, weights, missing=0.0)),
+            ("each adapter overwrites the one before it: add its move",
+             one_by_one(adapters, weights, lambda before, l, weight: 1 + weight * (l - 1))),
+            (product, one_by_one(adapters, weights, lambda before, l, weight: before * (1 + weight * (l - 1)))),
+            (product, one_by_one(adapters, weights, lambda before, l, weight: before * l**weight)),
             ("the strengths are divided by their sum: leave them as they are",
              blended(adapters, [weight / sum(weights) for weight in weights])),
             ("the strengths are ignored", blended(adapters, [1.0] * len(weights))),
@@ -186,7 +232,7 @@ def check_blend(answer: Answer, seed: int) -> None:
         if type(found) is not dict:
             raise Wrong(f"a dictionary is due, as each adapter is one, not a {kind(found)}")
         places = plain(list(found))
-        values = tensors(list(found.values()), len(places))
+        values = [tensors(value)[0] for value in found.values()]
         _expect_vectors(dict(zip(places, values, strict=True)), right, traps)
 
 

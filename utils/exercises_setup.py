@@ -36,6 +36,8 @@ def check_gpt2_count(answer: Answer, seed: int) -> None:
                 "the layer norms are missing: two in each block and one at the end, 2d each",
                 right - (4 * layers + 2) * d,
             ),
+            ("two layer norms stand in each block, and only one of them is counted", right - 2 * layers * d),
+            ("layer norms have biases as well: 2d each", right - (2 * layers + 1) * d),
             ("the biases of attention and feed-forward are missing: 4d and 5d in a block", right - 9 * layers * d),
             ("only one block is counted", gpt2_size(vocabulary, context, d, 1)),
             ("that is GPT-2 whatever is asked for: compute it from the arguments", 124_439_808),
@@ -82,6 +84,11 @@ def _scaled_input(x: Tensor, weight: Tensor, bias: Tensor, k: Tensor, v: Tensor)
     return tuple(scaled_thirds(x * l, weight, bias, [one, one, one])[i] for i, l in enumerate((one, k, v)))
 
 
+def gelu(before: Tensor, l: Tensor, w2: Tensor, b2: Tensor, approximate: str = "none") -> Tensor:
+    """What comes out where GELU takes the place of any other activation."""
+    return (torch.nn.functional.gelu(before, approximate=approximate) * l) @ w2 + b2
+
+
 def check_feedforward(answer: Answer, seed: int) -> None:
     """1.3: (IA)³ on a feed-forward layer with any activation."""
     draw = Draw(seed)
@@ -95,6 +102,8 @@ def check_feedforward(answer: Answer, seed: int) -> None:
         traps = [
             ("the vector is applied before the activation: it belongs after it", activation(before * l) @ w2 + b2),
             ("the activation is missing", (before * l) @ w2 + b2),
+            ("you call gelu, not `activation`", gelu(before, l, w2, b2)),
+            ("you call gelu, not `activation`", gelu(before, l, w2, b2, approximate="tanh")),
             ("the second bias is missing", (hidden * l) @ w2),
             ("the first bias is missing", (activation(x @ w1) * l) @ w2 + b2),
             ("the vector is added: it multiplies", (hidden + l) @ w2 + b2),
