@@ -162,7 +162,8 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(RecursionError):  # folders in folders, made without namespaces
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def judge(self, question: Question, answers: Mapping[str, str], inside: bool | None = None) -> dict:
         """The verdict on `answers` (sources by grade id): `passed`, and if not `name`, `message`, `line`, `stopped`.

@@ -22,6 +22,7 @@ from grading.codec import ClosedError, NotPlainError
 MISSING = object()
 MOST_PROBLEMS = 20  # of a student's cells that are kept
 ENDED = "the process that ran the answer ended"
+DAMAGED = "the answer is damaged"
 
 
 class StudentError(RuntimeError):
@@ -41,7 +42,7 @@ def said_problems(message: object) -> list[dict]:
     """The failures of the student's cells. Raises TypeError where there is no list of them."""
     problems = message["problems"]
     if not isinstance(problems, list):
-        raise TypeError("the answer is damaged")
+        raise TypeError(DAMAGED)
     return [said_problem(problem) for problem in problems[:MOST_PROBLEMS]]
 
 
@@ -84,7 +85,7 @@ class Remote:
         except (ClosedError, OSError):
             raise StudentError(ENDED) from None
         if not isinstance(message, dict):
-            raise StudentError("the answer is damaged")
+            raise StudentError(DAMAGED)
         if "strange" in message:
             raise NotPlainError(f"what {self.__name__} returns cannot be judged: {str(message['strange'])[:200]}")
         if "raised" in message:
@@ -150,8 +151,10 @@ def judge_apart(shell: object, student: socket.socket, job: dict, test: dict) ->
         values = {name: bind(name, said["values"][name], buffers, student) for name in job["exports"]}
     except (ClosedError, OSError):
         return verdict | {"name": "StudentError", "message": ENDED}
-    except (NotPlainError, KeyError, TypeError) as error:
+    except NotPlainError as error:
         return verdict | {"name": "NotPlainError", "message": short(error)}
+    except (KeyError, TypeError):
+        return verdict | {"name": "StudentError", "message": DAMAGED}
     failure(shell, test["imports"])
     for name, value in values.items():
         if value is MISSING:
@@ -190,5 +193,5 @@ def judge_inside(shell: object, student: socket.socket, job: dict, test: dict) -
     except (ClosedError, OSError):
         return verdict | {"name": "StudentError", "message": ENDED}
     except (KeyError, TypeError):
-        return verdict | {"name": "StudentError", "message": "the answer is damaged"}
+        return verdict | {"name": "StudentError", "message": DAMAGED}
     return verdict | {"passed": problem is None, **({} if problem is None else said_problem(problem))}

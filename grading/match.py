@@ -67,8 +67,11 @@ def _slim(data: bytes, most: int) -> dict:
     notebook = cells.read_notebook(data)
     if len(notebook["cells"]) > MOST_CELLS or sum(len(cell["source"]) for cell in notebook["cells"]) > most:
         raise cells.FormatError("more cells, or more text in cells, than can be looked at")
-    kept = ("cell_type", "id", "source", "metadata")
-    return {"cells": [{key: cell[key] for key in kept if key in cell} for cell in notebook["cells"]]}
+    kept = ("cell_type", "id", "metadata")
+    slim = [{key: cell[key] for key in kept if key in cell} for cell in notebook["cells"]]
+    for cell, full in zip(slim, notebook["cells"], strict=True):
+        cell["source"] = full["source"][: cells.LONGEST + 1]  # enough to see that it is too long
+    return {"cells": slim}
 
 
 def _best_first(item: tuple) -> tuple:

@@ -117,7 +117,8 @@ def answer(shell: object, connection: socket.socket) -> None:
         verdict = judge(shell, ours, job, test, TreeWatch(student, limits))
     finally:
         ours.close()
-        shutil.rmtree(scratch, ignore_errors=True)  # before the next answer can begin
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(scratch, ignore_errors=True)  # before the verdict goes out and another answer begins
     codec.send(connection, verdict)
 
 
