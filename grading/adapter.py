@@ -18,6 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from grading.cells import printable
+
 WEIGHTS, PROBE, RUN = "adapter_model.safetensors", "probe.json", "run.json"
 GAINS = ("loss_gain", "positivity_gain")
 SHARES = {"sound": 0.2, "curve": 0.2, "loss_gain": 0.3, "positivity_gain": 0.3}  # of the points
@@ -25,7 +27,11 @@ FEWEST_SEEDS = 5
 LEAST_CHANGE = 1e-3  # an adapter none of whose factors moved this far from 1 has not been trained
 MOST_CHANGE = 10.0
 MOST_BYTES = 16 << 20
+MOST_ALIKE = 0.97  # of another seed's adapter 0.83 lies in the span of the references
 FEWEST_EVALUATIONS = 3  # of held-out reviews that make a curve
+LONGEST_INTERVAL = 10  # steps from one recorded loss to the next, at most
+MOST_STEPS = 1_000_000
+LONGEST_MESSAGE = 300
 CURVE_TOLERANCE = 2e-3  # nats per token between a recorded loss and ours: processors round differently
 
 Measure = Callable[[dict[str, np.ndarray]], Mapping[str, float]]
@@ -43,15 +49,29 @@ class Check:
     passed: bool
     message: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message[:LONGEST_MESSAGE]))
 
-def find_adapter_files(files: Mapping[str, bytes], task: str = "positive") -> dict[str, bytes]:
-    """The adapter of `task` among a student's files and the record of its run, by file name; empty without adapter."""
+
+def find_adapter_files(files: Mapping[str, bytes], profile: str = "mini", task: str = "positive") -> dict[str, bytes]:
+    """The adapter of `task` among a student's files and the record of its run, by file name; empty without adapter.
+
+    Of several the one in a folder of this `profile`, and of this very name, goes first.
+    """
     found = {}
     for name, others in ((WEIGHTS, (WEIGHTS, PROBE)), (RUN, (RUN,))):
         folders = sorted(PurePosixPath(path).parent for path in files if PurePosixPath(path).name == name)
-        chosen = [folder for folder in folders if task in folder.name or len(folders) == 1][:1]
-        found |= {other: files[str(f / other)] for f in chosen for other in others if str(f / other) in files}
+        folders = [folder for folder in folders if task in folder.name or len(folders) == 1]
+        ranked = sorted(folders, key=lambda folder: (profile not in folder.parts, folder.name != task))
+        found |= {other: files[str(f / other)] for f in ranked[:1] for other in others if str(f / other) in files}
     return found if WEIGHTS in found else {}
+
+
+def other_profile(files: Mapping[str, bytes], profile: str) -> str:
+    """The profile whose adapter was handed in where none of `profile` was; else nothing."""
+    parts = [PurePosixPath(path).parts for path in files if PurePosixPath(path).name == WEIGHTS]
+    given = [names[names.index("artifacts") + 1] for names in parts if "artifacts" in names[:-2]]
+    return given[0] if given and profile not in given else ""
 
 
 def grade_adapter(
@@ -68,12 +88,14 @@ def grade_adapter(
         return 0.0, checks
     gains = measure(tensors)
     checks.append(check_curve(files.get(RUN), references[0], gains))
-    for name in GAINS:
+    for name in GAINS:  # positivity alone is no sign of learning: a model that is broken may gain there
         (low, high), value = bands[name], float(gains[name])
         what = {"loss_gain": "loss on held-out positive reviews, base minus yours, nats per token",
                 "positivity_gain": "share of positive texts, yours minus the base's"}[name]  # fmt: skip
         inside = math.isfinite(value) and low <= value <= high
         note = "" if inside else ": too little was learned" if not value > low else ": more than training can give"
+        if inside and not all(check.passed for check in checks if check.name in GAINS):
+            inside, note = False, ", but it counts only together with the loss"
         checks.append(Check(name, inside, f"{what}: {value:+.4f}, expected {low:+.4f} to {high:+.4f}{note}"))
     share = SHARES["sound"] + sum(SHARES.get(check.name, 0) for check in checks if check.passed)
     return round(share, 6), checks
@@ -82,21 +104,17 @@ def grade_adapter(
 def check_curve(data: bytes | None, reference: Path, measured: Mapping[str, float]) -> Check:
     """Whether the run's record is the whole curve of a training that began at our base and ended at this adapter."""
     try:
-        run = json.loads(data or b"{}")
-        history, steps, base = run["history"], run["config"]["steps"], run["config"]["base"]
-        rows = [row["step"] for row in history]
-        losses = [float(row[name]) for row in history for name in ("train_loss", "eval_loss") if name in row]
-        curve = [float(row["eval_loss"]) for row in history if "eval_loss" in row]
-        said = {"start_loss": float(run["metrics"]["start_loss"]), "best_loss": float(run["metrics"]["best_loss"])}
-        rising = all(one < other for one, other in zip(rows, rows[1:], strict=False))
+        run = _curve_of(json.loads(data or b"{}"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return Check("curve", False, f"{RUN} is missing or damaged: it holds the loss curve of your training")
+    rows, curve, steps, said = run["rows"], run["curve"], run["steps"], run["said"]
     problems = {
-        "the training was not finished": run.get("status") != "finished",
-        "it was trained on another base model": base != _fingerprint(reference),
-        "it has gaps, or steps out of order": not rising or not rows or rows[-1] != steps,
-        "a loss is NaN or infinite: the training diverged": not all(map(math.isfinite, losses)),
+        "the training was not finished": run["status"] != "finished",
+        "it was trained on another base model": run["base"] != _fingerprint(reference),
+        "it has gaps, or steps out of order": sorted(set(rows)) != rows or not rows or rows[-1] != steps,
+        "a loss is NaN or infinite: the training diverged": not all(map(math.isfinite, run["losses"])),
         "it has too few losses on held-out reviews": len(curve) < FEWEST_EVALUATIONS,
+        "it has fewer losses than training records": len(rows) < steps // LONGEST_INTERVAL,
         "its summary is not what the curve shows": bool(curve) and list(said.values()) != [curve[0], min(curve)],
     }
     for problem, there in problems.items():
@@ -107,6 +125,21 @@ def check_curve(data: bytes | None, reference: Path, measured: Mapping[str, floa
             whose = {"start_loss": "the base", "best_loss": "this adapter"}[name]
             return Check("curve", False, f"{RUN}: {name} is {value:.4f}, but {whose} has {measured[name]:.4f}")
     return Check("curve", True, f"{len(rows)} rows up to step {steps}, and it ends where this adapter is")
+
+
+def _curve_of(run: dict) -> dict:
+    """What is looked at of a run's record. Raises TypeError and the like for values of another kind than it writes."""
+    history = run["history"]
+    losses = [row[name] for row in history for name in ("train_loss", "eval_loss") if name in row]
+    said = {name: run["metrics"][name] for name in ("start_loss", "best_loss")}
+    rows, steps = [row["step"] for row in history], run["config"]["steps"]
+    if {type(value) for value in (*losses, *said.values())} - {float} or {type(n) for n in (*rows, steps)} - {int}:
+        raise TypeError
+    if not 0 < steps <= MOST_STEPS:
+        raise ValueError
+    curve = [row["eval_loss"] for row in history if "eval_loss" in row]
+    found = {"rows": rows, "steps": steps, "losses": losses, "curve": curve, "said": said}
+    return found | {"base": run["config"]["base"], "status": run.get("status")}
 
 
 def check_file(files: Mapping[str, bytes], references: Sequence[Path]) -> tuple[list[Check], dict[str, np.ndarray]]:
@@ -159,10 +192,16 @@ def _trained(tensors: dict, _: list[dict]) -> Check:
 
 
 def _own(tensors: dict, known: list[dict]) -> Check:
-    for other in known:
-        if other.keys() == tensors.keys() and all(np.array_equal(other[name], tensors[name]) for name in other):
-            return Check("own", False, "these are the numbers of a reference adapter that comes with the course")
-    return Check("own", True, "not a copy of a reference adapter")
+    """Trainings of other seeds point elsewhere; a copy, however it was scaled, mixed or blurred, does not."""
+    moves = [np.concatenate([one[name].astype(np.float64).ravel() - 1 for name in sorted(one)]) for one in known]
+    own = np.concatenate([tensors[name].astype(np.float64).ravel() - 1 for name in sorted(tensors)])
+    span = np.stack(moves, axis=1)
+    weights, *_ = np.linalg.lstsq(span, own, rcond=None)
+    share = np.linalg.norm(span @ weights) / np.linalg.norm(own)  # the cosine with the nearest mixture of them
+    if share > MOST_ALIKE:
+        what = "the numbers of a reference adapter that comes with the course, or a mixture of such"
+        return Check("own", False, f"these are {what} ({share:.3f} of them)")
+    return Check("own", True, f"not a copy of a reference adapter ({share:.3f} of it lies where these do)")
 
 
 def _base(probe: bytes | None, reference: Path) -> Check:

@@ -8,9 +8,10 @@ Not for: a whole course (`course.py`), writing the student edition (`release.py`
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 STUB = "...  # YOUR CODE HERE"
 ANSWER_STUB = "YOUR ANSWER HERE"
@@ -18,10 +19,21 @@ SOLUTION = ("### BEGIN SOLUTION", "### END SOLUTION")
 HIDDEN = ("### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS")
 ADAPTER_TAG = "grade-adapter"  # a test cell with this tag gets its points from the submitted adapter (`adapter.py`)
 NAME = re.compile(r"[a-zA-Z0-9_-]+")
+LONGEST = 100_000  # characters of a cell that is looked into
+# What moves a cursor, turns the direction of a line, or has no UTF-8 at all; line ends and tabs are none of these.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp,
+           ast.GeneratorExp)  # fmt: skip
 
 
 class FormatError(ValueError):
     """A notebook does not keep nbgrader's format; the message names the cell and what is wrong."""
+
+
+def printable(text: str) -> str:
+    """Text of a student's as it may be shown and written anywhere: without control characters and half characters."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 def grade_id(cell: Mapping) -> str | None:
@@ -86,9 +98,19 @@ def read_notebook(data: bytes) -> dict:
             cell["source"] = source = "".join(source)
         if not isinstance(source, str) or cell.get("cell_type") not in ("code", "markdown", "raw"):
             raise FormatError(f"cell {number} is damaged")
-        if not isinstance(cell.get("metadata"), dict):
-            cell["metadata"] = {}
+        cell["source"] = source.encode("utf-8", "replace").decode()  # JSON can hold half characters
+        _mend(cell)
     return notebook
+
+
+def _mend(cell: dict) -> None:
+    """Take what is not of its kind out of a cell's ids and metadata."""
+    if not isinstance(cell.get("metadata"), dict):
+        cell["metadata"] = {}
+    if not isinstance(cell.get("id", ""), str):
+        del cell["id"]
+    if not isinstance(_nbgrader(cell).get("grade_id", ""), str):
+        del cell["metadata"]["nbgrader"]
 
 
 def write_notebook(notebook: Mapping) -> bytes:
@@ -154,7 +176,7 @@ def same_source(one: str, other: str) -> bool:
 def parse(source: str) -> ast.Module | None:
     """The syntax tree of a code cell, its magics left out; None where it does not parse."""
     try:
-        return ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", source, flags=re.MULTILINE))
+        return ast.parse(re.sub(r"^([ \t]*)[%!].*", r"\1pass", source, flags=re.MULTILINE))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
@@ -166,31 +188,49 @@ def imports_of(source: str) -> str:
     return "\n".join(map(ast.unparse, found))
 
 
-def bound_names(source: str) -> set[str]:
+@functools.lru_cache(maxsize=500)
+def bound_names(source: str) -> frozenset[str]:
     """Names that the cell binds for the cells after it: assignments, functions, classes; not what it imports."""
+    if len(source) > LONGEST:
+        return frozenset()
     tree = parse(source)
     if tree is None:  # a broken cell still tells what it wanted to define
         found = re.findall(r"^(?:def|class)\s+(\w+)|^(\w+)\s*=", source, re.MULTILINE)
-        return {name for pair in found for name in pair if name}
+        return frozenset(name for pair in found for name in pair if name)
     names: set[str] = set()
-    pending: list[ast.AST] = list(tree.body)
-    while pending:
-        node = pending.pop()
+    for node in _outside_functions(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
-        elif not isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+    return frozenset(names)
+
+
+@functools.lru_cache(maxsize=500)
+def imported_names(source: str) -> frozenset[str]:
+    """Names that the cell imports for the cells after it: of `import a.b` it is `a`; "*" where all of a module come."""
+    tree = parse(source) if len(source) <= LONGEST else None
+    found = [n for n in _outside_functions(tree) if isinstance(n, (ast.Import, ast.ImportFrom))] if tree else []
+    return frozenset(alias.asname or alias.name.partition(".")[0] for node in found for alias in node.names)
+
+
+def _outside_functions(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of a cell that act on its own names; a function or class itself, but nothing in it."""
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        yield node
+        if not isinstance(node, _SCOPES):
             pending.extend(ast.iter_child_nodes(node))
-    return names
 
 
-def used_names(source: str) -> set[str]:
+@functools.lru_cache(maxsize=500)
+def used_names(source: str) -> frozenset[str]:
     """Every name that the cell reads, at any depth."""
-    tree = parse(source)
+    tree = parse(source) if len(source) <= LONGEST else None
     if tree is None:
-        return set(re.findall(r"[^\W\d]\w*", source))
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        return frozenset(re.findall(r"[^\W\d]\w*", source[:LONGEST]))
+    return frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
 
 
 def check_format(notebook: Mapping, name: str) -> None:

@@ -1,8 +1,8 @@
-"""The course as a grader sees it: its questions, what each needs of a student's notebook, and a runner for answers.
+"""The course as a grader sees it: its notebooks, and a runner for answers.
 
-For: `Course` (plan and points), `Runner` (one notebook of the course, kept running by `worker.py`), `calibrate`, which
+For: `Course` (plans and points), `Runner` (one notebook of the course, kept running by `worker.py`), `calibrate`, which
 proves before any student is graded that our own solutions get every point and the unsolved edition none.
-Not for: submissions (`intake.py`, `match.py`), a whole class (`run.py`).
+Not for: what a question needs (`plan.py`), submissions (`intake.py`, `match.py`), a whole class (`run.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -22,100 +21,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grading import cells, codec, release
+from grading import codec, release, sandbox
+from grading.plan import Plan, Question, read_plan
 from grading.sandbox import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADING = re.compile(r"#+ (.+)")
-# What a student's code must not read on the grader's machine, beside notebooks, submissions and results.
-SECRET = (".git", "build", "tests", "grading", "scripts", "docs")
-PRIVATE = (".ssh", ".aws", ".config", ".gnupg", ".kube", ".netrc", ".git-credentials", ".cache/huggingface/token")
+PRIVATE = (".ssh", ".aws", ".config", ".gnupg", ".kube", ".docker", ".netrc", ".git-credentials",
+           ".cache/huggingface/token")  # fmt: skip
+# The checks compute right answers: no answer may be judged by calling them. The judge keeps them.
+WITHHELD = ("utils/answers.py", "utils/exercises_*.py")
 
 
 class CourseError(RuntimeError):
     """The course cannot be graded as it is; the message names the question and what to mend."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """One graded cell. `kind`: "code" (a test judges), "adapter" (`adapter.py` judges), "written" (a person does).
-
-    `title`: the heading that it stands under, for people to read; the id where there is none.
-    """
-
-    grade_id: str
-    notebook: str
-    kind: str
-    points: float
-    position: int  # of the cell in its notebook
-    source: str
-    title: str
+class JudgeError(CourseError):
+    """One answer could not be judged, through no fault of the course; the message says what happened."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One notebook: the solved cells, and its questions in order."""
-
-    name: str
-    notebook: dict
-    questions: tuple[Question, ...]
-
-    def solution_cells(self) -> dict[str, dict]:
-        """By grade id: every cell in which a student writes, in order."""
-        return {cells.grade_id(c): c for c in self.notebook["cells"] if cells.is_solution(c) and cells.grade_id(c)}
-
-    def solved(self) -> dict[str, str]:
-        """Our own sources of these cells."""
-        return {name: cell["source"] for name, cell in self.solution_cells().items()}
-
-    def unsolved(self) -> dict[str, str]:
-        """The sources of the student edition."""
-        return {name: cells.stubbed(cell) for name, cell in self.solution_cells().items()}
-
-    def needs(self, question: Question, answers: Mapping[str, str]) -> tuple[list[str], list[str]]:
-        """What judging takes: the solution cells to run (grade ids in order), and the names to hand over.
-
-        Those cells are the ones that, in our solution, bind a name the test reads (the last that does, before the
-        test); none does: all since the test before. A cell of the student's that reads a name which an earlier one of
-        hers binds needs that one too.
-        """
-        before = [cell for cell in self.notebook["cells"][: question.position] if cell["cell_type"] == "code"]
-        writable = {cells.grade_id(c): c for c in before if cells.is_solution(c) and not cells.is_manual(c)}
-        order = list(writable)
-        bound = {name: cells.bound_names(_unmarked(cell["source"])) for name, cell in writable.items()}
-        used = cells.used_names(question.source)
-        exports = sorted(used & set().union(*bound.values())) if bound else []
-        chosen = {max((n for n in order if name in bound[n]), key=order.index) for name in exports}
-        if not chosen:
-            chosen = _since_last_test(before)
-        hers = {name: cells.bound_names(answers.get(name, "")) for name in order}
-        pending = list(chosen)
-        while pending:
-            name = pending.pop()
-            reads = cells.used_names(answers.get(name, ""))
-            earlier = [n for n in order[: order.index(name)] if hers[n] & reads and n not in chosen]
-            chosen.update(earlier)
-            pending.extend(earlier)
-        return [n for n in order if n in chosen], exports
-
-    def imports_before(self, question: Question) -> str:
-        """The import statements of the tests before this one, hidden ones included: a later test may count on them."""
-        earlier = [q.source for q in self.questions if q.kind == "code" and q.position < question.position]
-        return "\n".join(cells.imports_of(source) for source in earlier)
-
-    def base_cells(self, question: Question) -> list[str]:
-        """The solution cells that are this question's own, by our solution."""
-        return self.needs(question, {})[0]
-
-
-def _unmarked(source: str) -> str:
-    return "\n".join(line for line in source.splitlines() if line.strip() not in cells.SOLUTION)
-
-
-def _since_last_test(before: list[dict]) -> set[str]:
-    last = max((n for n, cell in enumerate(before) if cells.is_test(cell)), default=-1)
-    found = [cell for cell in before[last + 1 :] if cells.is_solution(cell) and not cells.is_manual(cell)]
-    return {cells.grade_id(cell) for cell in found}
+def profile_name() -> str:
+    """The profile that is graded: the variable LAB_PROFILE, else the small one."""
+    return os.environ.get("LAB_PROFILE") or "mini"
 
 
 @dataclass
@@ -126,11 +53,12 @@ class Course:
     plans: tuple[Plan, ...]
     inside: set[str] = field(default_factory=set)  # questions whose test runs in the student's process
     troubles: list[str] = field(default_factory=list)  # our own cells that failed in the student edition
+    sandbox: dict = field(default_factory=dict)  # what shut our own answers in
 
     @classmethod
     def load(cls, root: Path = ROOT) -> Course:
         """Read the notebooks. Raises FormatError, ReleaseError, or CourseError where an id is used twice."""
-        plans = tuple(_plan(path) for path in release.course_notebooks(root))
+        plans = tuple(read_plan(path) for path in release.course_notebooks(root))
         names = [question.grade_id for plan in plans for question in plan.questions]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise CourseError(f"the grade_id {twice[0]!r} is used in two notebooks: rename one of them")
@@ -149,8 +77,8 @@ class Course:
         return sum(question.points for question in self.questions)
 
     def digest(self) -> str:
-        """16 hex digits over everything that decides a grade on our side: notebooks, `utils`, bands, the grader."""
-        digest = hashlib.sha256()
+        """16 hex digits over what decides a grade on our side: notebooks, `utils`, bands, the grader, the profile."""
+        digest = hashlib.sha256(profile_name().encode())
         folders = [self.root / "utils", Path(__file__).parent]
         files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
         files += [*release.course_notebooks(self.root), self.root / "assets" / "grading-bands.json"]
@@ -163,24 +91,11 @@ class Course:
         return digest.hexdigest()[:16]
 
     def secrets(self) -> list[Path]:
-        """Files and folders that a student's code must not read: the course's, and those of the instructor's home."""
-        ours = [self.root / name for name in SECRET] + list(self.root.glob("*.ipynb"))
-        return ours + [Path.home() / name for name in PRIVATE]
+        """Folders that a student's code must not read: the course's, the grader's, and keys in the instructor's home.
 
-
-def _plan(path: Path) -> Plan:
-    notebook, questions, heading = release.read_solved(path), [], ""
-    for position, cell in enumerate(notebook["cells"]):
-        if cell["cell_type"] == "markdown" and not cells.is_solution(cell):
-            heading = found[1] if (found := HEADING.match(cell["source"])) else heading
-        kind = "written" if cells.is_manual(cell) else "code" if cells.is_test(cell) else None
-        if kind == "code" and cells.ADAPTER_TAG in cells.tags(cell):
-            kind = "adapter"
-        if kind:
-            identity = cells.grade_id(cell)
-            title = heading or identity
-            questions.append(Question(identity, path.name, kind, cells.points(cell), position, cell["source"], title))
-    return Plan(path.name, notebook, tuple(questions))
+        Of the first two the Python environment stays, where it lies in them (`mounts.py`).
+        """
+        return [self.root, ROOT, *(Path.home() / name for name in PRIVATE)]
 
 
 class Runner:
@@ -197,11 +112,12 @@ class Runner:
 
     def __enter__(self) -> Runner:
         self.folder = Path(tempfile.mkdtemp(prefix="grading-"))
-        self.staged, sockets = self.folder / "course", self.folder / "s"
+        self.staged, sockets, self.scratch = (self.folder / name for name in ("course", "s", "answers"))
         try:
             release.stage(self.course.root, self.staged)
             sockets.mkdir(mode=0o700)
-            self.hide.append(sockets)
+            self.scratch.mkdir(mode=0o700)
+            self.hide += [self.folder, *(path for name in WITHHELD for path in self.staged.glob(name))]
             self._start(sockets)
         except BaseException:
             self.__exit__()
@@ -215,8 +131,10 @@ class Runner:
             "GRADING_ROOT": str(ROOT), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
             "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": "", "LAB_DEVICE": "cpu",
-            "LAB_PROFILE": os.environ.get("LAB_PROFILE") or "mini",
+            "LAB_PROFILE": profile_name(),
         }  # fmt: skip
+        if sandbox.probe()["files"] == "limits":
+            environment["GRADING_NO_NAMESPACES"] = "1"  # half of them would only break answers
         environment.pop("LAB_ARTIFACTS", None)  # the staged course keeps its own
         command = [sys.executable, "-m", "grading.worker", str(self.staged / self.plan.name), str(sockets), str(writer)]
         with (self.folder / "output.txt").open("wb") as output:
@@ -244,38 +162,54 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(RecursionError):  # folders in folders, made without namespaces
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def judge(self, question: Question, answers: Mapping[str, str], inside: bool | None = None) -> dict:
-        """The verdict on `answers` (sources by grade id): `passed`, and if not `name`, `message`, `line`, `stopped`."""
+        """The verdict on `answers` (sources by grade id): `passed`, and if not `name`, `message`, `line`, `stopped`.
+
+        Raises JudgeError where there is none, after a second try.
+        """
         run, exports = self.plan.needs(question, answers)
-        inside = question.grade_id in self.course.inside if inside is None else inside
         job = {
             "cells": [[name, answers[name]] for name in run if name in answers],
             "exports": exports,
-            "inside": inside,
+            "inside": question.grade_id in self.course.inside if inside is None else inside,
             "hide": [str(path) for path in self.hide],
+            "scratch": str(self.scratch),
             "limits": self.limits.to_dict(),
         }
+        test = {"source": question.source, "imports": self.plan.imports_before(question)}
+        try:
+            with contextlib.suppress(ConnectionError):  # once more, where the machine was short of something
+                return self._ask(question.grade_id, job, test)
+            return self._ask(question.grade_id, job, test)
+        except OSError as error:
+            why = f"{type(error).__name__}: {error}"
+            raise JudgeError(f"{question.grade_id}: the grader itself failed: {why}") from error
+
+    def _ask(self, name: str, job: dict, test: dict) -> dict:
+        """The worker's verdict. Raises OSError where the connection, or what is behind it, breaks."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(3 * self.limits.clock + 300)
-            connection.connect(str(self.folder / "s" / question.grade_id))
+            connection.connect(str(self.folder / "s" / name))
             codec.send(connection, job)
-            started, _ = codec.receive(connection)
-            if "broken" not in started:
-                codec.send(connection, {"source": question.source, "imports": self.plan.imports_before(question)})
-                started, _ = codec.receive(connection)
-        if "broken" in started:
-            raise CourseError(f"{question.grade_id}: the grader itself failed: {started['broken']}")
-        return started
+            said, _ = codec.receive(connection)
+            if "broken" not in said:
+                codec.send(connection, test)
+                said, _ = codec.receive(connection)
+        if "broken" in said:
+            raise codec.ClosedError(str(said["broken"]))
+        return said
 
 
 def calibrate(runner: Runner) -> list[str]:
     """Judge our own solutions and the stubs; returns what cannot be graded, in words, and fills `course.inside`."""
-    faults = []
-    runner.course.troubles += runner.troubles
+    faults, course = [], runner.course
+    course.troubles += runner.troubles
     for question in (q for q in runner.plan.questions if q.grade_id in runner.wanted):
         right = runner.judge(question, runner.plan.solved(), inside=False)
+        course.sandbox = right.get("sandbox") or course.sandbox
         inside = False
         if not right["passed"]:
             apart, right, inside = right, runner.judge(question, runner.plan.solved(), inside=True), True
@@ -286,7 +220,7 @@ def calibrate(runner: Runner) -> list[str]:
             faults.append(f"{question.grade_id}: our own solution does not pass ({why})")
             continue
         if inside:
-            runner.course.inside.add(question.grade_id)
+            course.inside.add(question.grade_id)
         if runner.judge(question, runner.plan.unsolved(), inside=inside)["passed"]:
             faults.append(f"{question.grade_id}: the unsolved edition passes, so the test tests nothing")
     return faults

@@ -11,23 +11,34 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import re
 import stat
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from grading import cells
 
 KEPT = {".ipynb", ".json", ".safetensors"}
-MOST_FILES = 2000  # entries of one submission
+MOST_FILES = 2000  # that are kept, of one submission
+MOST_ENTRIES = 20_000  # of all zips of one submission
 MOST_BYTES = 64 << 20  # of one file
-MOST_IN_ALL = 256 << 20  # of one submission
+MOST_IN_ALL = 256 << 20  # of one submission, zips inside zips counted too
 DEEPEST = 2  # zips inside zips
+DEEPEST_FOLDER = 20
+MOST_PROBLEMS = 50
+LONGEST_NAME = 200
+KEY_BYTES = 100  # of a student's name, in the names of our files
 SKIPPED = ("__MACOSX", ".ipynb_checkpoints", ".git", ".venv", "venv", "node_modules", "__pycache__")
 MOODLE = re.compile(r"(?P<name>.+?)_(?P<id>\d+)_assignsubmission_\w*")
 CANVAS = re.compile(r"(?P<name>[^_]+)_(?:LATE_)?(?P<id>\d+)_\d+(?:_.*)?")
-COPY = re.compile(r"\s*(?:\((\d+)\)|[-_ ][Cc]opy\s*(\d*))$")
+ENTRY = re.compile(rb"PK\x01\x02")  # stands before each entry of a zip's table
+COPY = re.compile(r"(?P<name>.*\S)\s*\((?P<number>\d{1,4})\)")
 
 
 class IntakeError(RuntimeError):
@@ -36,20 +47,31 @@ class IntakeError(RuntimeError):
 
 @dataclass
 class Submission:
-    """One student's files, in memory: `files` by their path inside; `problems` are for the student's feedback."""
+    """One student's files, in memory: `files` by their path inside; `problems` are for the student's feedback.
+
+    `failure`: why we could not read it, for the instructor; nobody loses points for that.
+    """
 
     student: str
     lms_id: str
     key: str  # names the student's files in our output
     files: dict[str, bytes] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    failure: str = ""
+    entries: int = 0  # of zips, so far
+    size: int = 0  # bytes read, so far
+
+    def refuse(self, problem: str) -> None:
+        """Note once, for the student, what was not read."""
+        if problem not in self.problems and len(self.problems) < MOST_PROBLEMS:
+            self.problems.append(problem)
 
     def digest(self) -> str:
         """16 hex digits over everything that was handed in."""
         digest = hashlib.sha256()
         for name, data in sorted(self.files.items()):
             digest.update(f"{name}\0{len(data)}\0".encode("utf-8", "replace") + data)
-        digest.update("\n".join(self.problems).encode("utf-8", "replace"))
+        digest.update("\n".join([*self.problems, self.failure]).encode("utf-8", "replace"))
         return digest.hexdigest()[:16]
 
 
@@ -61,30 +83,72 @@ def collect(folder: Path) -> tuple[list[Submission], list[str]]:
     """
     if not folder.is_dir():
         raise IntakeError(f"{folder}: no such folder; name the one that holds one folder or zip per student")
-    groups: dict[tuple[str, str], dict[int, list[Path]]] = {}
-    aside = []
+    paths, aside = _entries(folder)
+    submissions: dict[str, Submission] = {}
+    for (name, identity), copies in sorted(_by_student(paths).items()):
+        latest = max(copies)
+        aside += [
+            f"{shown(p.name)}: an earlier copy, not graded" for c in sorted(copies) if c < latest for p in copies[c]
+        ]
+        submission = Submission(shown(name), identity, file_key(name, identity))
+        if submission.key in submissions:
+            aside.append(f"{shown(name)}: its key is that of another student, not graded; rename it")
+            continue
+        if len(copies[latest]) > 1 and not (identity and all(path.is_file() for path in copies[latest])):
+            aside.append(f"{', '.join(shown(p.name) for p in copies[latest])}: graded together, as one student's")
+        submissions[submission.key] = _read(submission, copies[latest])
+    if not submissions:
+        raise IntakeError(f"{folder}: nothing to grade in it; it must hold one folder or zip per student")
+    return list(submissions.values()), aside
+
+
+def shown(name: str) -> str:
+    """A name of a student or a file, on one line and not too long, its ending kept."""
+    plain = " ".join(cells.printable(name).split())
+    return plain if len(plain) <= LONGEST_NAME else f"...{plain[-LONGEST_NAME:]}"
+
+
+def _entries(folder: Path) -> tuple[list[Path], list[str]]:
+    """The folders, zips and notebooks in `folder`, and what else is there, in words."""
+    found, aside = [], []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name in SKIPPED:
             continue
-        if path.is_symlink():
-            aside.append(f"{path.name}: a link, not followed")
-            continue
-        if path.is_file() and path.suffix.lower() not in {*KEPT, ".zip"}:
-            aside.append(f"{path.name}: neither a folder nor a zip nor a notebook")
-            continue
+        mode = path.lstat().st_mode
+        known = stat.S_ISREG(mode) and path.suffix.lower() in {*KEPT, ".zip"}
+        if stat.S_ISLNK(mode):
+            aside.append(f"{shown(path.name)}: a link, not followed")
+        elif stat.S_ISDIR(mode) or known:
+            found.append(path)
+        else:
+            aside.append(f"{shown(path.name)}: neither a folder nor a zip nor a notebook")
+    return found, aside
+
+
+def _by_student(paths: list[Path]) -> dict[tuple[str, str], dict[int, list[Path]]]:
+    """The paths of each student (name and id), by the number of the copy.
+
+    "Group (1)" and "Group (2)" are copies only where there is a "Group".
+    """
+    groups: dict[tuple[str, str], dict[int, list[Path]]] = {}
+    for path in paths:
         name, identity, copy = read_name(path)
         groups.setdefault((name, identity), {}).setdefault(copy, []).append(path)
-    submissions = []
-    for (name, identity), copies in sorted(groups.items()):
-        latest = max(copies)
-        aside += [f"{p.name}: an earlier copy, not graded" for c in sorted(copies) if c != latest for p in copies[c]]
-        submission = Submission(name, identity, file_key(name, identity))
-        for path in copies[latest]:
+    for (name, identity), copies in list(groups.items()):
+        if 0 not in copies and len(copies) > 1:
+            del groups[name, identity]
+            groups |= {(f"{name} ({number})", identity): {0: found} for number, found in copies.items()}
+    return groups
+
+
+def _read(submission: Submission, paths: list[Path]) -> Submission:
+    """Read all of a student's paths. What cannot be read is the instructor's to mend, and stops nobody else."""
+    for path in paths:
+        try:
             read_into(submission, path)
-        submissions.append(submission)
-    if not submissions:
-        raise IntakeError(f"{folder}: nothing to grade in it; it must hold one folder or zip per student")
-    return submissions, aside
+        except Exception as error:  # whatever a file system or a library has in store
+            submission.failure = f"{shown(path.name)} could not be read ({type(error).__name__}: {str(error)[:80]})"
+    return submission
 
 
 def read_name(path: Path) -> tuple[str, str, int]:
@@ -94,87 +158,101 @@ def read_name(path: Path) -> tuple[str, str, int]:
         return found["name"].strip(), found["id"], 0
     if found := CANVAS.fullmatch(stem):
         return found["name"].strip(), found["id"], 0
-    copy = COPY.search(stem)
-    if copy and stem[: copy.start()].strip() and path.suffix != ".ipynb":
-        number = next((int(n) for n in copy.groups() if n), 1)
-        return stem[: copy.start()].strip(), "", number
+    if (found := COPY.fullmatch(stem)) and path.suffix != ".ipynb":
+        return found["name"].strip(), "", int(found["number"])
     return stem.strip(), "", 0
 
 
 def file_key(name: str, identity: str) -> str:
     """A file name for the student that is safe everywhere and of which there is one only."""
-    plain = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", name)).strip("-_")[:60] or "student"
-    return f"{plain}-{hashlib.sha256(f'{name}|{identity}'.encode('utf-8', 'replace')).hexdigest()[:6]}"
+    plain = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", name)).strip("-_")
+    plain = plain.encode("utf-8", "ignore")[:KEY_BYTES].decode("utf-8", "ignore") or "student"
+    return f"{plain}-{hashlib.sha256(f'{name}|{identity}'.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def read_into(submission: Submission, path: Path) -> None:
     """Add the files of a folder, a zip or one file to `submission`; what is refused is named in its problems."""
     if path.is_dir():
-        for name, file in _walk(path):
+        for name, file in _walk(path, submission):
             add_file(submission, name, file.stat().st_size, file.read_bytes)
-    elif path.suffix.lower() == ".zip":
-        read_zip(submission, path.read_bytes(), "", DEEPEST)
-    else:
+    elif path.suffix.lower() != ".zip":
         add_file(submission, path.name, path.stat().st_size, path.read_bytes)
+    elif path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            read_zip(submission, file, data, "", DEEPEST)
+    else:
+        submission.refuse("the zip: empty")
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, submission: Submission, depth: int = DEEPEST_FOLDER) -> Iterator[tuple[str, Path]]:
     """The files below `folder` with their relative names; links are neither read nor followed."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or path.name in SKIPPED:
             continue
-        if path.is_dir():
-            yield from ((f"{path.name}/{name}", file) for name, file in _walk(path))
+        if path.is_dir() and depth == 0:
+            submission.refuse(f"{shown(path.name)}: more than {DEEPEST_FOLDER} folders deep, not read")
+        elif path.is_dir():
+            yield from ((f"{path.name}/{name}", file) for name, file in _walk(path, submission, depth - 1))
         elif path.is_file():
             yield path.name, path
 
 
-def add_file(submission: Submission, name: str, size: int, read: object, depth: int = DEEPEST) -> None:
-    """Keep one file if its ending is one we grade and it is not too large."""
-    suffix = PurePosixPath(name).suffix.lower()
-    if suffix == ".zip" and depth > 0 and size <= MOST_BYTES:
-        read_zip(submission, read(), name + "/", depth - 1)
+def add_file(
+    submission: Submission, name: str, size: int, read: Callable[[], bytes], depth: int = DEEPEST, prefix: str = ""
+) -> None:
+    """Keep one file if its ending is one we grade and it is not too large; of a zip, what is in it."""
+    name, suffix = shown(prefix + name), PurePosixPath(name).suffix.lower()
+    is_zip = suffix == ".zip" and depth > 0
+    if suffix not in KEPT and not is_zip:
         return
-    if suffix not in KEPT:
+    if size > MOST_BYTES or submission.size + size > MOST_IN_ALL or len(submission.files) >= MOST_FILES:
+        submission.refuse(f"{name}: too large, not read")
         return
-    total = sum(map(len, submission.files.values()))
-    if size > MOST_BYTES or total + size > MOST_IN_ALL or len(submission.files) >= MOST_FILES:
-        problem = f"{name}: too large, not read"
-        if problem not in submission.problems:
-            submission.problems.append(problem)
+    submission.size += size
+    if is_zip:
+        data = read()
+        read_zip(submission, io.BytesIO(data), data, name + "/", depth - 1)
         return
+    while name in submission.files:
+        name = f"again/{name}"
     submission.files[name] = read()
 
 
-def read_zip(submission: Submission, data: bytes, prefix: str, depth: int) -> None:
+def read_zip(submission: Submission, file: BinaryIO, data: bytes | mmap.mmap, prefix: str, depth: int) -> None:
     """Add what a zip holds. Entries that point outside, links, encrypted or damaged ones are refused by name."""
+    place = prefix or "the zip"
+    submission.entries += sum(1 for _ in islice(ENTRY.finditer(data), MOST_ENTRIES + 1))
+    if submission.entries > MOST_ENTRIES:
+        submission.refuse(f"{place}: more than {MOST_ENTRIES} entries, not read")
+        return
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            if len(entries) > MOST_FILES:
-                submission.problems.append(f"{prefix or 'the zip'}: more than {MOST_FILES} entries, not read")
-                return
-            for entry in entries:
-                _read_entry(submission, archive, entry, prefix, depth)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
-        submission.problems.append(f"{prefix or 'the zip'}: damaged ({str(error)[:80]})")
+        archive = zipfile.ZipFile(file)
+    except Exception as error:  # the library raises a dozen kinds for a damaged table
+        submission.refuse(f"{place}: damaged ({str(error)[:80]})")
+        return
+    for entry in archive.infolist():
+        try:
+            _read_entry(submission, archive, entry, prefix, depth)
+        except Exception as error:  # each way of packing has errors of its own, zlib's and lzma's among them
+            submission.refuse(f"{shown(prefix + entry.filename)}: damaged ({str(error)[:80]})")
 
 
 def _read_entry(
     submission: Submission, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, prefix: str, depth: int
 ) -> None:
     name = entry_name(entry)
+    label = shown(name)
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if entry.is_dir() or any(part in SKIPPED for part in parts):
         return
     if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
-        submission.problems.append(f"{name}: points outside of the zip, refused")
+        submission.refuse(f"{label}: points outside of the zip, refused")
     elif stat.S_ISLNK(entry.external_attr >> 16):
-        submission.problems.append(f"{name}: a link, refused")
+        submission.refuse(f"{label}: a link, refused")
     elif entry.flag_bits & 1:
-        submission.problems.append(f"{name}: encrypted, not read")
+        submission.refuse(f"{label}: encrypted, not read")
     else:
-        add_file(submission, prefix + name, entry.file_size, lambda: _bounded(archive, entry), depth)
+        add_file(submission, name, entry.file_size, lambda: _bounded(archive, entry), depth, prefix)
 
 
 def _bounded(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:

@@ -1,14 +1,13 @@
-"""The two processes that one answer needs: the student's, which runs cells and answers calls, and the judge's.
+"""The judge's process: our test, run on values that crossed as plain data and on functions that call over.
 
-For: `serve` (the student's side) and `judge_apart`, `judge_inside` (ours); `worker.py` forks and watches them. A
-function of the student's is a `Remote` on our side: arguments go over as copies, what it did to them in place comes
-back as numbers, a function that we pass it runs on our side. Not for: limits (`sandbox.py`), files.
+For: `judge_apart`, `judge_inside`; `worker.py` forks this process and watches it. A function of the student's is a
+`Remote` here: arguments go over as copies, what it did to them in place comes back as numbers, a function that we pass
+it runs on our side. Not for: the student's side (`answering.py`), limits (`sandbox.py`).
 """
 
 from __future__ import annotations
 
 import builtins
-import contextlib
 import io
 import pickle
 import secrets
@@ -16,145 +15,35 @@ import socket
 import sys
 import types
 
-from grading import codec
+from grading import cells, codec
+from grading.answering import CHECKS, LONGEST, failure, run_test, short
 from grading.codec import ClosedError, NotPlainError
 
-LONGEST = 500  # characters of a message that is kept
 MISSING = object()
+MOST_PROBLEMS = 20  # of a student's cells that are kept
+ENDED = "the process that ran the answer ended"
+DAMAGED = "the answer is damaged"
 
 
 class StudentError(RuntimeError):
     """An exception in the student's process of a class that is not Python's own."""
 
 
-def failure(shell: object, source: str) -> dict | None:
-    """Run a cell; None where it ran through, else the error's `name`, `message`, and `line` in the cell."""
-    result = shell.run_cell(source, store_history=False, silent=False)
-    error = result.error_before_exec or result.error_in_exec
-    if error is None:
-        return None
-    line, trace = getattr(error, "lineno", None), error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_name == "<module>" and trace.tb_frame.f_globals is shell.user_ns:
-            line = trace.tb_lineno
-            break
-        trace = trace.tb_next
-    return {"name": type(error).__name__, "message": short(error), "line": line}
+def said_problem(problem: object) -> dict:
+    """`name`, `message`, `line`, `cell` of a failure as the student's process tells it; all else is left out."""
+    known = problem if isinstance(problem, dict) else {}
+    texts = {key: known[key] for key in ("name", "message", "cell") if isinstance(known.get(key), str)}
+    line = known.get("line")
+    kept = {"line": line if type(line) is int and 0 < line < 1_000_000 else None}
+    return kept | {key: cells.printable(text[:LONGEST]) for key, text in texts.items()}
 
 
-def short(error: BaseException) -> str:
-    """The message of an error, cut; an error whose message cannot be had has none."""
-    try:
-        return str(error)[:LONGEST]
-    except BaseException:
-        return ""
-
-
-def run_test(shell: object, source: str) -> dict | None:
-    """As `failure`; an assertion without a message of its own gets what the visible part of the test has printed."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        problem = failure(shell, source)
-    if problem and problem["name"] == "AssertionError" and not problem["message"]:
-        text = printed.getvalue().partition("-----")[0].strip()  # before IPython's traceback
-        problem["message"] = text[-LONGEST:]
-    return problem
-
-
-# --- the student's side ---
-
-
-def serve(shell: object, judge_end: socket.socket, job: dict, facts: dict) -> None:
-    """Run the student's cells, hand over their values, then answer calls until the judge hangs up."""
-    codec.send(judge_end, {"sandbox": facts})
-    problems = []
-    for name, source in job["cells"]:
-        if problem := failure(shell, source):
-            problems.append({"cell": name, **problem})
-    values, buffers = {}, []
-    for name in job["exports"]:
-        values[name] = export(shell.user_ns, name, buffers)
-    codec.send(judge_end, {"problems": problems, "values": values}, buffers)
-    while True:
-        try:
-            message, (data, *_) = codec.receive(judge_end)
-        except ClosedError:
-            return
-        if "token" in message:
-            problem = run_test(shell, data.decode())
-            codec.send(judge_end, {"token": message["token"], "problem": problem})
-        else:
-            codec.send(judge_end, *reply(shell.user_ns, data, judge_end))
-
-
-def export(namespace: dict, name: str, buffers: list[bytes]) -> dict:
-    """How the value of `name` goes over: as data, as a function to be called, or the reason why not."""
-    if name not in namespace:
-        return {"missing": True}
-    value = namespace[name]
-    try:
-        return {"data": codec.encode(value, buffers)}
-    except NotPlainError as error:
-        return {"function": True} if callable(value) else {"strange": str(error)}
-    except BaseException as error:
-        return {"strange": f"it cannot be read ({type(error).__name__})"}
-
-
-def reply(namespace: dict, data: bytes, judge_end: socket.socket) -> tuple[dict, list[bytes]]:
-    """Call the student's function as the judge asks: its result, what it changed in place; or its exception by name."""
-    buffers: list[bytes] = []
-    try:
-        name, arguments, options = _Unpickler(io.BytesIO(data), judge_end).load()  # from the judge: our own data
-        handed = [*arguments, *options.values()]
-        before = [frozen(value) for value in handed]
-        result = codec.encode(namespace[name](*arguments, **options), buffers)
-        changed = []
-        for place, (old, value) in enumerate(zip(before, handed, strict=True)):
-            if old is not None and frozen(value) != old:
-                changed.append([place, codec.encode(state_of(value), buffers)])
-        return {"result": result, "changed": changed}, buffers
-    except NotPlainError as error:
-        return {"strange": str(error)}, []
-    except BaseException as error:
-        lineage = [[kind.__module__, kind.__qualname__] for kind in type(error).__mro__]
-        return {"raised": lineage, "message": short(error)}, []
-
-
-def state_of(value: object) -> object:
-    """What can be changed in place in an argument: a module's tensors, else the value itself."""
-    return dict(value.state_dict()) if hasattr(value, "state_dict") else value
-
-
-def frozen(value: object) -> tuple | None:
-    """A copy that tells whether an argument was changed; None for what cannot be told."""
-    buffers: list[bytes] = []
-    try:
-        return codec.encode(state_of(value), buffers), buffers
-    except NotPlainError:
-        return None
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads what the judge sent; its functions become calls back to it."""
-
-    def __init__(self, file: io.BytesIO, judge_end: socket.socket) -> None:
-        super().__init__(file)
-        self._judge_end = judge_end
-
-    def persistent_load(self, number: int) -> object:
-        """A stand-in for the judge's function of this number."""
-
-        def call_back(*arguments: object, **options: object) -> object:
-            buffers: list[bytes] = []
-            tree = codec.encode([list(arguments), options], buffers)
-            codec.send(self._judge_end, {"call": number, "with": tree}, buffers)
-            _, (data, *_rest) = codec.receive(self._judge_end)
-            return pickle.loads(data)
-
-        return call_back
-
-
-# --- the judge's side ---
+def said_problems(message: object) -> list[dict]:
+    """The failures of the student's cells. Raises TypeError where there is no list of them."""
+    problems = message["problems"]
+    if not isinstance(problems, list):
+        raise TypeError(DAMAGED)
+    return [said_problem(problem) for problem in problems[:MOST_PROBLEMS]]
 
 
 class _Pickler(pickle.Pickler):
@@ -166,7 +55,9 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, value: object) -> int | None:
         """The number of a function that is called back; None for everything else."""
-        if isinstance(value, types.FunctionType) and ("<" in value.__qualname__ or value.__module__ == "__main__"):
+        if isinstance(value, types.FunctionType) and (
+            "<" in value.__qualname__ or value.__module__ == "__main__" or CHECKS.fullmatch(value.__module__ or "")
+        ):
             self._functions.append(value)
             return len(self._functions) - 1
         return None
@@ -188,20 +79,20 @@ class Remote:
             message, buffers = codec.receive(self._channel)
             while isinstance(message, dict) and "call" in message:
                 given, named = codec.decode(message.get("with"), buffers)
-                result = functions[message["call"]](*given, **named)
+                result = functions[codec.index(message["call"])](*given, **named)
                 codec.send(self._channel, {}, [pickle.dumps(result, 5)])
                 message, buffers = codec.receive(self._channel)
         except (ClosedError, OSError):
-            raise StudentError("the process that ran the answer ended") from None
+            raise StudentError(ENDED) from None
         if not isinstance(message, dict):
-            raise StudentError("the answer is damaged")
+            raise StudentError(DAMAGED)
         if "strange" in message:
             raise NotPlainError(f"what {self.__name__} returns cannot be judged: {str(message['strange'])[:200]}")
         if "raised" in message:
             raise rebuild(message["raised"], str(message.get("message", "")))
         handed = [*arguments, *options.values()]
         for place, tree in message.get("changed") or []:
-            write_back(handed[place], codec.decode(tree, buffers))
+            write_back(handed[codec.index(place)], codec.decode(tree, buffers))
         return codec.decode(message.get("result"), buffers)
 
     def __reduce__(self) -> tuple:
@@ -238,14 +129,15 @@ def write_back(target: object, value: object) -> None:
 def rebuild(lineage: object, message: str) -> Exception:
     """An exception of the first class in `lineage` that is Python's or `utils`' own, else a StudentError."""
     pairs = [p for p in lineage if isinstance(p, list) and len(p) == 2] if isinstance(lineage, list) else []
+    message = cells.printable(message[:LONGEST])
     for module, name in pairs:
         try:
-            kind = getattr(builtins, name) if module == "builtins" else codec.trusted_class(module, name)
+            kind = getattr(builtins, name) if module == "builtins" else codec.trusted_error(module, name)
             if kind is not Exception and issubclass(kind, Exception):
                 return kind(message)
         except Exception:
             continue
-    return StudentError(f"{pairs[0][1] if pairs else 'error'}: {message}")
+    return StudentError(f"{str(pairs[0][1])[:80] if pairs else 'error'}: {message}")
 
 
 def judge_apart(shell: object, student: socket.socket, job: dict, test: dict) -> dict:
@@ -255,12 +147,14 @@ def judge_apart(shell: object, student: socket.socket, job: dict, test: dict) ->
         facts, _ = codec.receive(student)
         verdict["sandbox"] = facts["sandbox"]
         said, buffers = codec.receive(student)
-        verdict["problems"] = said["problems"]
+        verdict["problems"] = said_problems(said)
         values = {name: bind(name, said["values"][name], buffers, student) for name in job["exports"]}
     except (ClosedError, OSError):
-        return verdict | {"name": "StudentError", "message": "the process that ran the answer ended"}
-    except (NotPlainError, KeyError, TypeError) as error:
+        return verdict | {"name": "StudentError", "message": ENDED}
+    except NotPlainError as error:
         return verdict | {"name": "NotPlainError", "message": short(error)}
+    except (KeyError, TypeError):
+        return verdict | {"name": "StudentError", "message": DAMAGED}
     failure(shell, test["imports"])
     for name, value in values.items():
         if value is MISSING:
@@ -268,7 +162,7 @@ def judge_apart(shell: object, student: socket.socket, job: dict, test: dict) ->
         else:
             shell.user_ns[name] = value
     problem = run_test(shell, test["source"])
-    return verdict | {"passed": problem is None, **(problem or {})}
+    return {**verdict, **(problem or {}), "passed": problem is None}
 
 
 def bind(name: str, form: dict, buffers: list[bytes], channel: socket.socket) -> object:
@@ -290,14 +184,14 @@ def judge_inside(shell: object, student: socket.socket, job: dict, test: dict) -
         facts, _ = codec.receive(student)
         verdict["sandbox"] = facts["sandbox"]
         ready, _ = codec.receive(student)
-        verdict["problems"] = ready["problems"]
+        verdict["problems"] = said_problems(ready)
         codec.send(student, {"token": token}, [source.encode()])
         said, _ = codec.receive(student)
         problem = said["problem"]
         if said["token"] != token or not (problem is None or isinstance(problem, dict)):
             raise KeyError("token")
     except (ClosedError, OSError):
-        return verdict | {"name": "StudentError", "message": "the process that ran the answer ended"}
+        return verdict | {"name": "StudentError", "message": ENDED}
     except (KeyError, TypeError):
-        return verdict | {"name": "StudentError", "message": "the answer is damaged"}
-    return verdict | {"passed": problem is None, **(problem or {})}
+        return verdict | {"name": "StudentError", "message": DAMAGED}
+    return verdict | {"passed": problem is None, **({} if problem is None else said_problem(problem))}

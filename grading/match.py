@@ -14,7 +14,11 @@ from pathlib import PurePosixPath
 from grading import cells
 from grading.course import Course, Plan
 
-LONGEST = 100_000  # characters of one answer
+MOST_BYTES = 24 << 20  # of a notebook's file
+MOST_CELLS = 1000  # of a notebook
+MOST_TOGETHER = 4_000_000  # characters of all cells of a submission
+MOST_ANSWERS = 500_000  # characters of all answers of a notebook: what crosses to the worker at once
+COPY_MARK = re.compile(r"(\s*\(\d{1,4}\)|[-_ ]?copy\s{0,3}\d{0,4})$")
 
 
 def match(course: Course, files: Mapping[str, bytes]) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -22,14 +26,7 @@ def match(course: Course, files: Mapping[str, bytes]) -> tuple[dict[str, dict[st
 
     A notebook that was not found is missing from the first; an answer that was not found from its dict.
     """
-    remarks, found = [], {}
-    for name, data in files.items():
-        if PurePosixPath(name).suffix.lower() != ".ipynb":
-            continue
-        try:
-            found[name] = cells.read_notebook(data)
-        except cells.FormatError as error:
-            remarks.append(f"{name}: {error}; it could not be graded")
+    found, remarks = _notebooks(files)
     answers, taken = {}, set()
     for plan in course.plans:
         ranked = sorted(((_rank(plan, n, nb), n) for n, nb in found.items() if n not in taken), key=_best_first)
@@ -47,6 +44,34 @@ def match(course: Course, files: Mapping[str, bytes]) -> tuple[dict[str, dict[st
         answers[plan.name], notes = answers_of(plan, found[name])
         remarks += [f"{plan.name}: {note}" for note in notes]
     return answers, remarks
+
+
+def _notebooks(files: Mapping[str, bytes]) -> tuple[dict[str, dict], list[str]]:
+    """The notebooks among the files by name, those in fewer folders first, and remarks on those that cannot be read."""
+    found, remarks, left = {}, [], MOST_TOGETHER
+    for name in sorted(files, key=lambda name: (name.count("/"), name)):
+        if PurePosixPath(name).suffix.lower() != ".ipynb":
+            continue
+        try:
+            found[name] = _slim(files[name], left)
+            left -= sum(len(cell["source"]) for cell in found[name]["cells"])
+        except cells.FormatError as error:
+            remarks.append(f"{name}: {error}; it could not be graded")
+    return found, remarks
+
+
+def _slim(data: bytes, most: int) -> dict:
+    """What grading needs of a notebook. Raises FormatError for one that is larger than any of this course."""
+    if len(data) > MOST_BYTES:
+        raise cells.FormatError(f"more than {MOST_BYTES >> 20} MB (clear its outputs and hand it in again)")
+    notebook = cells.read_notebook(data)
+    if len(notebook["cells"]) > MOST_CELLS or sum(len(cell["source"]) for cell in notebook["cells"]) > most:
+        raise cells.FormatError("more cells, or more text in cells, than can be looked at")
+    kept = ("cell_type", "id", "metadata")
+    slim = [{key: cell[key] for key in kept if key in cell} for cell in notebook["cells"]]
+    for cell, full in zip(slim, notebook["cells"], strict=True):
+        cell["source"] = full["source"][: cells.LONGEST + 1]  # enough to see that it is too long
+    return {"cells": slim}
 
 
 def _best_first(item: tuple) -> tuple:
@@ -74,7 +99,9 @@ def _rank(plan: Plan, name: str, notebook: dict) -> tuple[int, int, int]:
 
 def _stem(name: str) -> str:
     """A notebook's name without ending, copy marks, case: `01-Setup-Copy1 (2).ipynb` is `01setup`."""
-    plain = re.sub(r"(\s*\(\d+\)|[-_ ]?copy\s*\d*)+$", "", name.rsplit(".", 1)[0].lower())
+    plain = name[-200:].rsplit(".", 1)[0].lower()
+    while (shorter := COPY_MARK.sub("", plain)) != plain:
+        plain = shorter
     return re.sub(r"[\W_]+", "", plain)
 
 
@@ -92,28 +119,47 @@ def _claims(course: Course, plan: Plan, notebook: dict) -> bool:
 
 def answers_of(plan: Plan, notebook: dict) -> tuple[dict[str, str], list[str]]:
     """Each answer by grade id, and remarks. Found by grade id, else by cell id, else by the name that it defines."""
-    answers, remarks, lost = {}, [], []
+    answers, remarks, lost, left = {}, [], [], MOST_ANSWERS
     for name, ours in plan.solution_cells().items():
-        stub = cells.stubbed(ours)
-        found = [c for c in notebook["cells"] if cells.grade_id(c) == name and c["cell_type"] == ours["cell_type"]]
-        found = found or [c for c in notebook["cells"] if c.get("id") == ours.get("id") is not None]
-        if not found and ours["cell_type"] == "code":
-            names = cells.bound_names(ours["source"])
-            others = [c for c in notebook["cells"] if c["cell_type"] == "code" and not _is_ours(plan, c, name)]
-            found = [c for c in others if names & cells.bound_names(c["source"])][-1:]
+        found = _candidates(plan, notebook, name, ours)
         if not found:
             lost.append(name)
             continue
-        written = [c for c in found if not cells.same_source(c["source"], stub)] or found
         if len(found) > 1:
-            remarks.append(f"the cell {name} is there {len(found)} times; the first that is filled in was graded")
-        if len(written[0]["source"]) > LONGEST:
+            remarks.append(f"the cell {name} is there {len(found)} times; the last that is filled in was graded")
+        source = _last_written(plan, notebook, found, ours)
+        if len(source) > min(cells.LONGEST, left):
             remarks.append(f"the answer in {name} is too long and was not graded")
             continue
-        answers[name] = written[0]["source"]
+        answers[name] = source
+        left -= len(source)
     if lost:
         remarks.append(f"no cell for {', '.join(lost)}: was it deleted?")
     return answers, remarks
+
+
+def _candidates(plan: Plan, notebook: dict, name: str, ours: dict) -> list[dict]:
+    """The cells of a student's that may be the answer `name`."""
+    found = [c for c in notebook["cells"] if cells.grade_id(c) == name and c["cell_type"] == ours["cell_type"]]
+    found = found or [c for c in notebook["cells"] if c.get("id") == ours.get("id") is not None]
+    if not found and ours["cell_type"] == "code":
+        names = cells.bound_names(ours["source"])
+        others = [c for c in notebook["cells"] if c["cell_type"] == "code" and not _is_ours(plan, c, name)]
+        found = [c for c in others if names & cells.bound_names(c["source"])][-1:]
+    return found
+
+
+def _last_written(plan: Plan, notebook: dict, found: list[dict], ours: dict) -> str:
+    """Of several cells the one that counts in Jupyter too: the last before the test that is not the stub any more.
+
+    Where there is none before the test, the last one anywhere.
+    """
+    place = plan.notebook["cells"].index(ours)
+    tests = [cells.grade_id(cell) for cell in plan.notebook["cells"][place:] if cells.is_test(cell)][:1]
+    ends = [n for n, cell in enumerate(notebook["cells"]) if cells.grade_id(cell) in tests]
+    early = [c for c in notebook["cells"][: ends[0] if ends else None] if any(c is one for one in found)]
+    written = [[c for c in some if not cells.same_source(c["source"], cells.stubbed(ours))] for some in (early, found)]
+    return (written[0] or written[1] or found)[-1]["source"]
 
 
 def _is_ours(plan: Plan, cell: dict, name: str) -> bool:

@@ -1,18 +1,24 @@
 """What grading leaves behind: tables for the instructor and the platform, one page for each student.
 
-For: `write_reports`. Everything a student wrote is escaped; a page shows one student's results and no hidden test.
-Not for: grading (`run.py`).
+For: `write_reports`; `only_one`, which keeps two graders out of one folder. Everything a student wrote is escaped; a
+page shows one student's results and no hidden test. Not for: grading (`run.py`), the marks of people (`marks.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html
 import io
 import os
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from grading import cells
+from grading.marks import FORMULA, mark_rows, number, read_table, take_marks
+from grading.summary import open_points, summary
 
 if TYPE_CHECKING:
     from grading.course import Course
@@ -28,20 +34,44 @@ STYLE = (
     "td,th{border-bottom:1px solid #ccc;padding:.4em;text-align:left;vertical-align:top;overflow-wrap:anywhere}"
     ".n{text-align:right}.right{color:#1a6b2f}.wrong,.stopped,.missing{color:#9b1c1c}"
 )
+WIDE = str.maketrans("＝＋－＠", "=+-@")  # which some spreadsheets read as the narrow ones
 REFERENCE = (
     "Notebooks after the training are graded with the reference adapter, so nothing there hangs on your training."
 )
 
 
+class BusyError(RuntimeError):
+    """Another grading writes to the same folder."""
+
+
+@contextlib.contextmanager
+def only_one(output: Path) -> Iterator[None]:
+    """Hold the folder for one grading. Raises BusyError where another one, still running, holds it."""
+    import fcntl
+
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"another grading writes to {output}: wait for it, or choose another --output") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is at any moment either the old one or the new one, whole."""
+    """Write a file so that it is at any moment either the old one or the new one, whole; whoever else writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_table(path: Path, rows: Iterable[Sequence]) -> None:
@@ -52,25 +82,32 @@ def write_table(path: Path, rows: Iterable[Sequence]) -> None:
 
 
 def _harmless(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
-def number(value: float | None) -> str:
-    """Points as people write them: 4, 2.5; empty while open."""
-    return "" if value is None else f"{value:.2f}".rstrip("0").rstrip(".")
+    """A cell that is text and nothing else, on whatever lines a spreadsheet sees."""
+    if not isinstance(value, str):
+        return value
+    plain = cells.printable(value)
+    return f"'{plain}" if plain.lstrip().translate(WIDE).startswith(FORMULA) else plain
 
 
 def write_reports(
     course: Course, class_: list[Graded], output: Path, aside: Sequence[str], assignment: str
 ) -> list[str]:
-    """Write all files to `output`; returns the summary's lines. Marks in `written.csv` there are taken in first."""
-    take_marks(class_, output / "written.csv")
+    """Write all files to `output`; returns the summary's lines. Marks in `written.csv` there are taken in first.
+
+    Raises MarksError, with nothing written, where that table cannot be read.
+    """
+    path = output / "written.csv"
+    rows = read_table(path) if path.is_file() else []
+    notes = take_marks(course, class_, rows)
     _write_tables(course, class_, output, assignment)
+    if path.is_file():
+        write_atomic(output / "written.csv.bak", path.read_bytes())
+    write_table(path, mark_rows(course, class_, rows))
     for graded in class_:
         page = feedback_page(course, graded)
         write_atomic(output / "feedback" / f"{graded.submission.key}.html", page.encode("utf-8", "replace"))
     write_atomic(output / "written.html", written_page(course, class_).encode("utf-8", "replace"))
-    lines = summary(course, class_, aside)
+    lines = [*summary(course, class_, aside), *(f"written.csv: {note}" for note in notes)]
     write_atomic(output / "summary.txt", ("\n".join(lines) + "\n").encode("utf-8", "replace"))
     return lines
 
@@ -80,7 +117,6 @@ def _write_tables(course: Course, class_: list[Graded], output: Path, assignment
     questions = [("student", "id", "notebook", "question", "points", "of", "state", "graded", "message")]
     canvas = [("Student", "ID", "SIS User ID", "SIS Login ID", "Section", assignment)]
     moodle = [("Identifier", "Full name", "Grade")]
-    written = [("key", "question", "of", "points", "comment")]
     for graded in class_:
         one, score = graded.submission, number(graded.score())
         remarks = "; ".join(graded.remarks)
@@ -94,64 +130,9 @@ def _write_tables(course: Course, class_: list[Graded], output: Path, assignment
             row = (one.student, one.lms_id, question.notebook, question.grade_id, number(result["points"]))
             how = result.get("mode", "person" if question.kind == "written" else "")
             questions.append((*row, number(question.points), result["state"], how, result["message"]))
-            if result["state"] == "open":
-                mark = (number(result["points"]), result.get("comment", ""))
-                written.append((one.key, question.grade_id, number(question.points), *mark))
-    tables = {"grades": grades, "questions": questions, "canvas": canvas, "moodle": moodle, "written": written}
+    tables = {"grades": grades, "questions": questions, "canvas": canvas, "moodle": moodle}
     for name, rows in tables.items():
         write_table(output / f"{name}.csv", rows)
-
-
-def open_points(course: Course, graded: Graded) -> float:
-    """Points of the questions that a person still has to read."""
-    return sum(q.points for q in course.questions if graded.results[q.grade_id]["points"] is None)
-
-
-def take_marks(class_: list[Graded], path: Path) -> None:
-    """Put the points and comments that somebody wrote into `written.csv` into the results of open questions."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        marks = {(row.get("key"), row.get("question")): row for row in csv.DictReader(file)}
-    for graded in class_:
-        for name, result in graded.results.items():
-            row = marks.get((graded.submission.key, name))
-            if row and result["state"] == "open":
-                result["comment"] = row.get("comment") or ""
-                try:
-                    result["points"] = min(
-                        max(float((row.get("points") or "").replace(",", ".")), 0.0), float(row["of"])
-                    )
-                except (ValueError, KeyError, TypeError):
-                    result["points"] = None
-
-
-def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[str]:
-    """What the instructor should know at once."""
-    scores = [graded.score() for graded in class_]
-    lines = [
-        f"{len(class_)} submissions, {number(sum(scores) / len(scores))} of {number(course.most)} points on average"
-    ]
-    facts = next((graded.sandbox for graded in class_ if graded.sandbox), None)
-    if facts:
-        network = (
-            "cut off by a namespace" if facts["network"] == "namespace" else "not cut off: proxies off, Hub offline"
-        )
-        lines.append(f"network: {network}; files: {facts['files']}; processes: {facts['processes']}")
-    lines += [f"a cell of ours failed in the student edition: {text}" for text in course.troubles]
-    if course.inside:
-        names = ", ".join(sorted(course.inside))
-        lines.append(f"judged inside the student's process (live objects; look twice at full points): {names}")
-    if still := sum(open_points(course, graded) > 0 for graded in class_):
-        lines.append(f"{still} submissions have written answers to be read: written.html, then points into written.csv")
-    same: dict[tuple, list[str]] = {}
-    for graded in class_:
-        for notebook, answers in graded.answers.items():
-            same.setdefault((notebook, *sorted(answers.items())), []).append(graded.submission.student)
-    unsolved = {(plan.name, *sorted(plan.unsolved().items())) for plan in course.plans}
-    for (notebook, *_), names in ((k, v) for k, v in same.items() if len(v) > 1 and k not in unsolved):
-        lines.append(f"the same answers in {notebook}: {', '.join(names)}")
-    return [*lines, *(f"set aside: {text}" for text in aside)]
 
 
 def feedback_page(course: Course, graded: Graded) -> str:
@@ -186,17 +167,22 @@ def feedback_page(course: Course, graded: Graded) -> str:
     return _page(graded.submission.student, f"{body}<table>{head}{''.join(rows)}</table>")
 
 
+def pseudonym(graded: Graded) -> str:
+    """The end of the key, which shows no name."""
+    return graded.submission.key.rpartition("-")[2]
+
+
 def written_page(course: Course, class_: list[Graded]) -> str:
     """All written answers, question by question, under the key that `written.csv` uses and without names."""
     parts = ["<h1>Written answers</h1><p>Points and comments go into written.csv; then run make grade again.</p>"]
     for question in (q for q in course.questions if q.kind == "written"):
         name = f"{html.escape(question.title)} ({question.grade_id})"
         parts.append(f"<h2>{name}, {number(question.points)} points</h2>")
-        for graded in sorted(class_, key=lambda g: g.submission.key[-6:]):
+        for graded in sorted(class_, key=lambda g: pseudonym(g)):
             answer = graded.results[question.grade_id].get("answer")
             if answer:
                 text = f"<pre style='white-space:pre-wrap'>{html.escape(answer)}</pre>"
-                parts.append(f"<h3>{graded.submission.key[-6:]}</h3>{text}")
+                parts.append(f"<h3>{pseudonym(graded)}</h3>{text}")
     return _page("Written answers", "".join(parts))
 
 

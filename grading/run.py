@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grading import cells
-from grading.adapter import Check, find_adapter_files
-from grading.course import Course, CourseError, Plan, Question, Runner, calibrate
-from grading.intake import Submission
+from grading.adapter import Check, find_adapter_files, other_profile
+from grading.course import Course, CourseError, Runner, calibrate, profile_name
+from grading.intake import IntakeError, Submission
 from grading.match import match
+from grading.plan import Plan, Question
 from grading.report import write_atomic
 from grading.sandbox import Limits
 
@@ -33,6 +34,7 @@ class Graded:
     remarks: list[str]
     results: dict[str, dict] = field(default_factory=dict)
     sandbox: dict = field(default_factory=dict)
+    inside: set[str] = field(default_factory=set)  # questions that were judged in the student's process
 
     def score(self) -> float:
         """Points so far, without what a person still has to read."""
@@ -83,13 +85,16 @@ def grade_class(
 
 def _open(course: Course, submission: Submission, state: Path, digest: str) -> Graded:
     """The submission with the results that were kept of exactly these files and this course."""
-    answers, remarks = match(course, submission.files)
+    try:
+        answers, remarks = match(course, submission.files)
+    except Exception as error:  # one that nobody thought of stops one student, not the class
+        answers, remarks = {}, []
+        submission.failure = f"its notebooks could not be read ({type(error).__name__}: {str(error)[:80]})"
     graded = Graded(submission, answers, [*submission.problems, *remarks])
     try:
         kept = json.loads((state / f"{submission.key}.json").read_text(encoding="utf-8"))
         if kept["digest"] == [digest, submission.digest()]:
-            graded.results, graded.sandbox = kept["results"], kept["sandbox"]
-            course.inside |= set(kept["inside"])
+            graded.results, graded.sandbox, graded.inside = kept["results"], kept["sandbox"], set(kept["inside"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not graded yet, or an interrupted disk: graded now
     return graded
@@ -99,22 +104,40 @@ def _grade(
     graded: Graded, plan: Plan, runner: Runner | None, adapter: AdapterGrader | None, state: Path, digest: str,
     tick: Callable[[str, int], None],
 ) -> None:  # fmt: skip
-    """All questions of one notebook of one submission, then the file with its results."""
-    answers = graded.answers.get(plan.name)
+    """All questions of one notebook of one submission, then the file with its results.
+
+    A question that could not be judged is open, and is not kept: the next start tries again.
+    """
     for question in plan.questions:
-        if question.kind == "adapter":
-            result = grade_adapter_question(question, graded.submission, adapter)
-        else:
-            result = grade_question(question, plan, answers, runner)
+        try:
+            if graded.submission.failure:
+                raise IntakeError(graded.submission.failure)
+            result = grade_one(question, plan, graded, runner, adapter)
+        except Exception as error:  # whatever it is, it is this question's alone
+            why = cells.printable(f"{type(error).__name__}: {str(error)[:200]}")
+            result = _result("open", None, "it could not be judged: a person looks at it", failure=why)
         graded.sandbox = result.pop("sandbox", None) or graded.sandbox
         graded.results[question.grade_id] = result
         tick(f"{plan.name} {graded.submission.student}", 1)
-    inside = sorted(runner.course.inside & graded.results.keys()) if runner else []
+    if runner:
+        graded.sandbox = graded.sandbox or runner.course.sandbox
+        graded.inside |= runner.course.inside & graded.results.keys()
     kept = {
-        "digest": [digest, graded.submission.digest()], "results": graded.results, "sandbox": graded.sandbox,
-        "inside": inside,
-    }  # fmt: skip
-    write_atomic(state / f"{graded.submission.key}.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())
+        "digest": [digest, graded.submission.digest()],
+        "results": {name: result for name, result in graded.results.items() if "failure" not in result},
+        "sandbox": graded.sandbox,
+        "inside": sorted(graded.inside),
+    }
+    write_atomic(state / f"{graded.submission.key}.json", json.dumps(kept, indent=1).encode())
+
+
+def grade_one(
+    question: Question, plan: Plan, graded: Graded, runner: Runner | None, adapter: AdapterGrader | None
+) -> dict:
+    """The result of one question, whoever judges it."""
+    if question.kind == "adapter":
+        return grade_adapter_question(question, graded.submission, adapter)
+    return grade_question(question, plan, graded.answers.get(plan.name), runner)
 
 
 def _result(state: str, points: float | None, message: str, **more: object) -> dict:
@@ -142,24 +165,23 @@ def grade_question(question: Question, plan: Plan, answers: Mapping[str, str] | 
     mode = "inside" if question.grade_id in runner.course.inside else "apart"
     state = "right" if verdict["passed"] is True else "stopped" if verdict.get("stopped") else "wrong"
     points = question.points if state == "right" else 0.0
-    return _result(state, points, explain(question, verdict), mode=mode, sandbox=verdict.get("sandbox"))
+    return _result(state, points, explain(question, verdict, mode), mode=mode, sandbox=verdict.get("sandbox"))
 
 
-def explain(question: Question, verdict: Mapping) -> str:
-    """What a verdict means, in one or two sentences that show nothing of a hidden test."""
+def explain(question: Question, verdict: Mapping, mode: str = "apart") -> str:
+    """What a verdict means, in one or two sentences that show nothing of a hidden test.
+
+    `mode` "inside": the student's process has seen the test, so what it says about it is not shown.
+    """
     if verdict["passed"] is True:
         return "right"
     if verdict.get("stopped"):
         return f"stopped: {verdict['stopped']}"
-    texts = []
-    for problem in verdict.get("problems") or []:
-        if isinstance(problem, dict):
-            line = f", line {problem['line']}" if isinstance(problem.get("line"), int) else ""
-            texts.append(
-                f"your cell {problem.get('cell')} fails{line}: {problem.get('name')}: {problem.get('message')}"
-            )
+    texts = [_of_cell(problem) for problem in verdict.get("problems", [])]
     if texts:
         return "; ".join(texts)[:1000]
+    if mode == "inside":
+        return "a test fails: run the one that you can see in your notebook"
     line = verdict.get("line")
     if isinstance(line, int) and line in cells.region_lines(question.source, cells.HIDDEN):
         return "the tests that you can see pass, but it is wrong for other inputs: was a result written in by hand?"
@@ -171,14 +193,23 @@ def explain(question: Question, verdict: Mapping) -> str:
     return f"a test stops with {name}: {message}"
 
 
+def _of_cell(problem: Mapping) -> str:
+    """Where and why a cell of the student's fails."""
+    line = f", line {problem['line']}" if problem.get("line") else ""
+    return f"your cell {problem.get('cell')} fails{line}: {problem.get('name')}: {problem.get('message')}"
+
+
 def grade_adapter_question(question: Question, submission: Submission, adapter: AdapterGrader | None) -> dict:
     """The points of the trained adapter; open where this run grades none."""
     if adapter is None:
         return _result("open", None, "the adapter was not looked at in this run")
-    files = find_adapter_files(submission.files)
+    due = profile_name()
+    files = find_adapter_files(submission.files, due)
     share, checks = adapter(files)
     state = "right" if share == 1 else "wrong" if files else "missing"
     failed = [check.message for check in checks if not check.passed]
+    if failed and (other := other_profile(submission.files, due)):
+        failed.insert(0, f"the adapter of the profile {other} was handed in, that of {due} is due")
     points = round(share * question.points, 2)
     shown = [[check.name, check.passed, check.message] for check in checks]
     return _result(state, points, "; ".join(failed) or "right", mode="data", checks=shown)

@@ -30,7 +30,9 @@ import types
 from pathlib import Path
 
 from grading import cells, codec, sandbox
-from grading.judge import failure, judge_apart, judge_inside, serve, short
+from grading.answering import failure, serve, short
+from grading.judge import judge_apart, judge_inside
+from grading.watch import TreeWatch
 
 # --- the notebook ---
 
@@ -101,7 +103,7 @@ def answer(shell: object, connection: socket.socket) -> None:
     """Judge one answer. In: the student's cells, then, once the student's process exists, the test."""
     job, _ = codec.receive(connection)
     limits = sandbox.Limits(**job["limits"])
-    scratch = Path(tempfile.mkdtemp(prefix="answer-"))
+    scratch = Path(tempfile.mkdtemp(dir=job["scratch"]))
     ours, theirs = socket.socketpair()
     sandbox.adopt_orphans()
     try:
@@ -112,20 +114,21 @@ def answer(shell: object, connection: socket.socket) -> None:
         theirs.close()
         codec.send(connection, {"started": True})
         test, _ = codec.receive(connection)
-        watch = sandbox.TreeWatch(student, limits)
-        verdict = judge(shell, ours, job, test, watch)
-        codec.send(connection, verdict)
+        verdict = judge(shell, ours, job, test, TreeWatch(student, limits))
     finally:
         ours.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(scratch, ignore_errors=True)  # before the verdict goes out and another answer begins
+    codec.send(connection, verdict)
 
 
-def judge(shell: object, student: socket.socket, job: dict, test: dict, watch: sandbox.TreeWatch) -> dict:
+def judge(shell: object, student: socket.socket, job: dict, test: dict, watch: TreeWatch) -> dict:
     """Fork the judge, keep the student's process inside its limits, and return the verdict."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            sandbox.restrain(watch.limits)
             verdict = (judge_inside if job["inside"] else judge_apart)(shell, student, job, test)
             os.write(writer, json.dumps(verdict).encode())
         finally:

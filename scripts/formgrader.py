@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,11 +26,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from grading import cells  # noqa: E402
-from grading.course import Course, Plan  # noqa: E402
+from grading.course import Course  # noqa: E402
 from grading.intake import IntakeError, collect  # noqa: E402
+from grading.marks import MarksError, number, read_table  # noqa: E402
 from grading.match import match  # noqa: E402
+from grading.plan import Plan  # noqa: E402
 from grading.release import student_notebook  # noqa: E402
-from grading.report import number, write_table  # noqa: E402
+from grading.report import write_atomic, write_table  # noqa: E402
 
 ASSIGNMENT = "course"
 CONFIGURATION = """c = get_config()
@@ -43,12 +45,23 @@ c.Autograde.autograde_preprocessors = [  # no Execute: a student's code runs in 
 
 
 def assembled(plan: Plan, answers: dict[str, str]) -> dict:
-    """Our notebook, as students get it, with the answers put in and its tests no tests; everything else is ours."""
+    """Our notebook, as students get it, with the answers put in and its tests no tests; everything else is ours.
+
+    Written answers are shown letter by letter: rendered, they could run scripts in the instructor's Jupyter.
+    """
     notebook = copy.deepcopy(student_notebook(plan.notebook))
     for cell in notebook["cells"]:
         if cells.is_solution(cell) and cells.grade_id(cell) in answers:
-            cell["source"] = answers[cells.grade_id(cell)]
+            answer = answers[cells.grade_id(cell)]
+            as_it_is = cell["cell_type"] == "code" or cells.same_source(answer, cell["source"])
+            cell["source"] = answer if as_it_is else fenced(answer)
     return without_tests(notebook)
+
+
+def fenced(text: str) -> str:
+    """Markdown that shows `text` as it is: between fences longer than any run of backticks in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{cells.printable(text)}\n{fence}"
 
 
 def without_tests(notebook: dict) -> dict:
@@ -68,7 +81,11 @@ def lay_out(course: Course, submissions: Path, output: Path) -> int:
     for plan in course.plans:
         _write(output / "source" / ASSIGNMENT / plan.name, without_tests(copy.deepcopy(plan.notebook)))
     for submission in found:
-        answers, _ = match(course, submission.files)
+        try:
+            answers, _ = match(course, submission.files)
+        except Exception as error:  # one that nobody thought of stops one student, not the class
+            answers = {}
+            print(f"{submission.student}: could not be read ({type(error).__name__})", file=sys.stderr)
         for plan in course.plans:
             notebook = assembled(plan, answers.get(plan.name, {}))
             _write(output / "submitted" / submission.key / ASSIGNMENT / plan.name, notebook)
@@ -94,9 +111,15 @@ def collect_marks(output: Path, table: Path) -> int:
                     if grade.manual_score is not None:
                         mark = (number(grade.manual_score), comments.get(grade.name) or "")
                         marks[submission.student.id, grade.name] = mark
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        head, *rows = csv.reader(file)
-    write_table(table, [head, *([*row[:3], *marks.get((row[0], row[1]), row[3:])] for row in rows)])
+    rows = read_table(table)
+    for row in rows:
+        if (row["key"], row["question"]) in marks:
+            row["points"], row["comment"] = marks[row["key"], row["question"]]
+    if not rows:
+        return 0
+    head = list(rows[0])
+    write_atomic(table.with_name(f"{table.name}.bak"), table.read_bytes())
+    write_table(table, [head, *([row.get(name, "") for name in head] for row in rows)])
     return len(marks)
 
 
@@ -110,7 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-browser", action="store_true", help="fill the database, do not open JupyterLab")
     options = parser.parse_args(arguments)
     if options.collect:
-        print(f"{collect_marks(options.output, options.collect)} marks taken over; now run make grade again")
+        try:
+            print(f"{collect_marks(options.output, options.collect)} marks taken over; now run make grade again")
+        except (MarksError, OSError) as error:
+            print(f"FAILED {error}", file=sys.stderr)
+            return 1
         return 0
     if options.submissions is None:
         parser.error("say which folder of submissions")

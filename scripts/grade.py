@@ -2,7 +2,8 @@
 
     python scripts/grade.py SUBMISSIONS [--output build/grades] [--jobs 2] [--only NAME]
 
-`docs/instructor.md` describes what it writes. A second start grades only what is new or changed.
+`docs/instructor.md` describes what it writes. A second start grades only what is new or changed. Where this system has
+no namespaces a student's code can read and change files here: then it grades with `--unsafe` only.
 """
 
 from __future__ import annotations
@@ -22,12 +23,19 @@ from tqdm import tqdm  # noqa: E402
 
 from grading.adapter import Check, Meter, grade_adapter  # noqa: E402
 from grading.cells import FormatError  # noqa: E402
-from grading.course import Course, CourseError  # noqa: E402
-from grading.intake import IntakeError, collect  # noqa: E402
+from grading.course import Course, CourseError, profile_name  # noqa: E402
+from grading.intake import IntakeError, Submission, collect  # noqa: E402
+from grading.marks import MarksError, read_table  # noqa: E402
 from grading.release import ReleaseError, references_of  # noqa: E402
-from grading.report import write_reports  # noqa: E402
+from grading.report import BusyError, only_one, write_reports  # noqa: E402
 from grading.run import grade_class  # noqa: E402
-from grading.sandbox import Limits  # noqa: E402
+from grading.sandbox import Limits, is_safe, probe  # noqa: E402
+
+UNSAFE = (
+    "this system allows no namespaces (Linux has them, some containers forbid them), so the code of students could "
+    "read and change your files, and its own points. Grade in a virtual machine or container that holds nothing else "
+    "and has no network, and add --unsafe (make grade GRADE=--unsafe)"
+)
 
 
 def adapter_grader(root: Path, profile: str) -> Callable[[Mapping[str, bytes]], tuple[float, list[Check]]] | None:
@@ -47,8 +55,8 @@ def adapter_grader(root: Path, profile: str) -> Callable[[Mapping[str, bytes]], 
     return lambda files: grade_adapter(files, references, limits, measure)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Grade, write the reports, print the summary; return the exit code."""
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Grade a folder of submissions.")
     parser.add_argument("submissions", type=Path, help="folder with one folder or zip per student")
     parser.add_argument("--root", type=Path, default=ROOT, help="the course, solved")
@@ -59,42 +67,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory", type=float, default=2.0, help="gigabytes for one answer")
     parser.add_argument("--only", help="grade again the student of this name, whatever is kept of her")
     parser.add_argument("--assignment", default="IA3 lab", help="the column's name in the platform's gradebook")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--unsafe", action="store_true", help="grade where students' code cannot be shut in")
+    return parser.parse_args(arguments)
+
+
+def forget(name: str, submissions: Sequence[Submission], state: Path) -> None:
+    """Remove what is kept of the student of this name. Raises IntakeError where there is none."""
+    chosen = [one for one in submissions if one.student == name]
+    if not chosen:
+        raise IntakeError(f"no submission of {name!r}: " + ", ".join(s.student for s in submissions[:20]))
+    for one in chosen:
+        (state / f"{one.key}.json").unlink(missing_ok=True)
+
+
+def grade(options: argparse.Namespace) -> list[str]:
+    """Grade and write the reports; returns the summary."""
+    limits = Limits(seconds=options.seconds, clock=options.clock, memory=int(options.memory * 2**30))
+    marks, root = options.output / "written.csv", options.root.resolve()
+    if marks.is_file():
+        read_table(marks)  # what is wrong with it is better said before the hours of grading
+    course = Course.load(root)
+    submissions, aside = collect(options.submissions)
+    if options.only:
+        forget(options.only, submissions, options.output / "state")
+    with tqdm(total=len(submissions) * len(course.questions), unit="question") as bar:
+
+        def tick(what: str, count: int) -> None:
+            bar.set_description(what[:40], refresh=False)
+            bar.update(count)
+
+        class_ = grade_class(
+            course, submissions, options.output / "state", limits, jobs=options.jobs,
+            hide=[options.submissions.resolve(), options.output.resolve()],
+            adapter=adapter_grader(root, profile_name()), tick=tick,
+        )  # fmt: skip
+    return write_reports(course, class_, options.output, aside, options.assignment)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Grade, write the reports, print the summary; return the exit code."""
+    options = parsed(arguments)
+    sys.stdout.reconfigure(errors="replace")  # names hold letters that not every terminal has
     if not hasattr(os, "fork"):
         print("FAILED grading needs Linux or macOS; on Windows run it in WSL", file=sys.stderr)
         return 1
-    limits = Limits(seconds=options.seconds, clock=options.clock, memory=int(options.memory * 2**30))
-    state = options.output / "state"
+    if not options.unsafe and not is_safe(probe()):
+        print(f"FAILED {UNSAFE}", file=sys.stderr)
+        return 1
     try:
-        course = Course.load(options.root.resolve())
-        submissions, aside = collect(options.submissions)
-        if options.only:
-            chosen = [one for one in submissions if one.student == options.only]
-            if not chosen:
-                raise IntakeError(
-                    f"no submission of {options.only!r}: " + ", ".join(s.student for s in submissions[:20])
-                )
-            for one in chosen:
-                (state / f"{one.key}.json").unlink(missing_ok=True)
-        hide = [options.submissions.resolve(), options.output.resolve()]
-        profile = os.environ.get("LAB_PROFILE") or "mini"
-        with tqdm(total=len(submissions) * len(course.questions), unit="question") as bar:
-
-            def tick(what: str, count: int) -> None:
-                bar.set_description(what[:40], refresh=False)
-                bar.update(count)
-
-            class_ = grade_class(
-                course, submissions, state, limits, jobs=options.jobs, hide=hide,
-                adapter=adapter_grader(options.root.resolve(), profile), tick=tick,
-            )  # fmt: skip
-    except (CourseError, FormatError, IntakeError, ReleaseError) as error:
+        with only_one(options.output):
+            lines = grade(options)
+    except (BusyError, CourseError, FormatError, IntakeError, MarksError, ReleaseError) as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted. What is graded is kept; the same command goes on.", file=sys.stderr)
         return 130
-    print("\n".join(write_reports(course, class_, options.output, aside, options.assignment)))
+    print("\n".join(lines))
     print(f"Written to {options.output}")
     return 0
 

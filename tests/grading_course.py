@@ -12,7 +12,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from grading import cells
+from grading.course import Course
+from grading.intake import collect
 from grading.release import student_notebook
+from grading.report import write_reports
+from grading.run import Graded, grade_class
+from grading.sandbox import Limits
 
 UTILS = '''"""What the small course imports."""
 
@@ -184,8 +189,65 @@ def adapter_files(tensors: dict[str, np.ndarray], base: str = "the base", run: b
     return {"adapter_model.safetensors": save(tensors), "probe.json": probe, "run.json": run or run_file(base=base)}
 
 
-def write_reference(folder: Path) -> Path:
+def write_reference(folder: Path, seed: int = 1) -> Path:
     folder.mkdir(parents=True)
-    for name, data in adapter_files(vectors(seed=1)).items():
+    for name, data in adapter_files(vectors(seed=seed)).items():
         (folder / name).write_bytes(data)
     return folder
+
+
+# --- for the tests of attacks: a course of one notebook, and a class graded on it ---
+
+PLAIN = "01-Plain.ipynb"
+HOSTILE_LIMITS = Limits(seconds=2, clock=60, memory=250 << 20, processes=12, file=4 << 20, disk=20 << 20)
+# Finds the socket to the judge and sends it what it likes.
+FORGER = r"""
+import json, os, socket, struct, time
+def connection():
+    for number in range(3, 64):
+        try: return socket.socket(fileno=os.dup(number))
+        except OSError: pass
+judge = connection()
+def exactly(size):
+    data = b''
+    while len(data) < size: data += judge.recv(size - len(data))
+    return data
+def get():
+    count, = struct.unpack('<I', exactly(4))
+    head, *rest = [exactly(size) for size in struct.unpack(f'<{count}Q', exactly(8 * count))]
+    return json.loads(head), rest
+def put(message, *buffers):
+    parts = [message if isinstance(message, bytes) else json.dumps(message).encode(), *buffers]
+    judge.sendall(struct.pack(f'<I{len(parts)}Q', len(parts), *map(len, parts)) + b''.join(parts))
+"""
+
+
+def write_plain_course(root: Path) -> Path:
+    """One notebook, the checks that real courses have, and an editor's copy of the solutions."""
+    write_course(root, (PLAIN,))
+    (root / "utils" / "exercises_small.py").write_text("def right(x):\n    return 2 * x\n\n\nCHECKS = {}\n")
+    copied = root / ".ipynb_checkpoints" / "01-Plain-checkpoint.ipynb"
+    copied.parent.mkdir()
+    copied.write_bytes((root / PLAIN).read_bytes())
+    return root
+
+
+def nb(answers: dict[str, str], name: str = PLAIN) -> dict[str, bytes]:
+    return {name: as_files(answers)[name]}
+
+
+def put(folder: Path, name: str, files: dict[str, bytes]) -> Path:
+    for path, data in files.items():
+        (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name / path).write_bytes(data)
+    return folder
+
+
+def graded_class(tmp_path: Path, root: Path, jobs: int = 1, out: str = "out") -> tuple[dict[str, Graded], list[str]]:
+    course = Course.load(root)
+    submissions, aside = collect(tmp_path / "in")
+    output = tmp_path / out
+    class_ = grade_class(
+        course, submissions, output / "state", HOSTILE_LIMITS, jobs=jobs, hide=[tmp_path / "in", output]
+    )
+    return {g.submission.student: g for g in class_}, write_reports(course, class_, output, aside, "Lab")

@@ -38,7 +38,7 @@ def test_answers_are_in_our_notebook_and_only_written_ones_are_graded(laid_out):
         graded = [cells.grade_id(cell) for cell in book["cells"] if cells.is_test(cell) or cells.is_manual(cell)]
         assert graded == ["why"] and "range(-50, 50)" not in str(book)
     sources = {cells.grade_id(cell): cell["source"] for cell in books[1]["cells"]}
-    assert sources["twice"] == TWICE and sources["why"] == "Because of the films."
+    assert sources["twice"] == TWICE and sources["why"] == "```text\nBecause of the films.\n```"
 
 
 def test_marks_come_back_into_the_table(tmp_path, monkeypatch):

@@ -409,7 +409,7 @@ def test_an_empty_export_is_said(tmp_path):
 def test_a_name_is_no_formula_no_markup_and_a_safe_file(tmp_path):
     (tmp_path / "=1+1 <b>x").mkdir()
     (submission,), _ = collect(tmp_path)
-    assert re.fullmatch(r"1-1-b-x-[0-9a-f]{6}", submission.key)
+    assert re.fullmatch(r"1-1-b-x-[0-9a-f]{16}", submission.key)
     write_table(tmp_path / "t.csv", [(submission.student, -1)])
     assert (tmp_path / "t.csv").read_text(encoding="utf-8-sig") == "'=1+1 <b>x,-1\n"
 

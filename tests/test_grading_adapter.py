@@ -13,14 +13,20 @@ from grading_course import CURVE, adapter_files, run_file, vectors, write_refere
 from grading.adapter import (
     SHARES,
     BandError,
+    Check,
     Meter,
     check_curve,
     find_adapter_files,
     grade_adapter,
     make_bands,
+    other_profile,
 )
+from grading.intake import Submission
+from grading.plan import Question
 from grading.release import references_of
+from grading.run import grade_adapter_question
 
+ROOT = Path(__file__).resolve().parents[1]
 BANDS = {"loss_gain": (0.01, 0.5), "positivity_gain": (0.05, 0.9)}
 GOOD = adapter_files(vectors())
 MEASURED = {"loss_gain": 0.1, "positivity_gain": 0.3, "start_loss": 4.0, "best_loss": 3.85}
@@ -37,6 +43,55 @@ def test_a_good_adapter_gets_every_point_and_says_what_was_looked_at(reference):
     assert [check.name for check in checks] == [
         "file", "shapes", "finite", "trained", "own", "base", "curve", "loss_gain", "positivity_gain"
     ]  # fmt: skip
+
+
+def test_a_reference_is_known_however_it_is_disguised(reference, tmp_path):
+    """One number moved by the smallest step, everything turned up, two of them mixed, noise on it."""
+    other = write_reference(tmp_path / "positive-seed2", seed=2)
+    one, two, noise = (vectors(seed=seed) for seed in (1, 2, 3))
+    nudged = {name: value.copy() for name, value in one.items()}
+    first = next(iter(nudged.values()))
+    first.flat[0] = np.nextafter(first.flat[0], np.float32(9))
+    disguises = [nudged, {name: 1 + 1.7 * (value - 1) for name, value in one.items()}]
+    disguises.append({name: 1 + 0.4 * (one[name] - 1) + 0.7 * (two[name] - 1) for name in one})
+    disguises.append({name: 1 + (one[name] - 1) + 0.15 * (noise[name] - 1) for name in one})
+    for tensors in disguises:
+        files = adapter_files({name: value.astype(np.float32) for name, value in tensors.items()})
+        share, checks = grade_adapter(files, [reference, other], BANDS, lambda _: MEASURED)
+        assert share == 0 and checks[-1].name == "own" and "reference adapter" in checks[-1].message
+    assert grade_adapter(GOOD, [reference, other], BANDS, lambda _: MEASURED)[0] == 1
+
+
+def test_the_adapter_of_another_seed_of_the_course_is_no_copy():
+    """Measured on the shipped ones: of seed 0, which is what a right training gives, 0.83 lies where the others do."""
+    folders = sorted((ROOT / "assets" / "adapters" / "mini").glob("positive-seed*"))
+    assert len(folders) == 3
+    for folder in folders:
+        files = {name: (folder / name).read_bytes() for name in ("adapter_model.safetensors", "probe.json")}
+        _, checks = grade_adapter(files, [f for f in folders if f != folder], BANDS, lambda _: MEASURED)
+        own = next(check for check in checks if check.name == "own")
+        assert own.passed and float(own.message.split("(")[1].split()[0]) < 0.9
+
+
+def test_positivity_counts_only_where_the_loss_has_fallen(reference):
+    share, checks = grade_adapter(GOOD, [reference], BANDS, lambda _: MEASURED | {"loss_gain": -6.7})
+    assert share == 0.4 and not checks[-1].passed and "only together with the loss" in checks[-1].message
+
+
+def test_the_adapter_of_the_profile_is_taken_and_another_one_named():
+    def of(profile: str, folder: str = "positive") -> dict[str, bytes]:
+        return {f"artifacts/{profile}/adapters/{folder}/{name}": profile.encode() for name in GOOD}
+
+    assert find_adapter_files(of("gpt2") | of("mini"), "mini") == dict.fromkeys(GOOD, b"mini")
+    assert find_adapter_files(of("gpt2") | of("mini"), "gpt2") == dict.fromkeys(GOOD, b"gpt2")
+    assert find_adapter_files(of("old", "non-positive-old") | of("mini"), "gpt2") == dict.fromkeys(GOOD, b"mini")
+    assert other_profile(of("gpt2"), "mini") == "gpt2" and other_profile(of("gpt2") | of("mini"), "mini") == ""
+    assert other_profile({"adapter_model.safetensors": b""}, "mini") == ""
+    question = Question("q", "02", "adapter", 5.0, 0, "", "q")
+    failing = Check("shapes", False, "24 vectors are missing" + "x" * 9999)
+    result = grade_adapter_question(question, Submission("Ann", "", "k", of("gpt2")), lambda _: (0.0, [failing]))
+    assert result["message"].startswith("the adapter of the profile gpt2 was handed in, that of mini is due")
+    assert len(result["message"]) < 500
 
 
 def test_gains_beyond_the_band_are_not_believed(reference):
@@ -56,6 +111,12 @@ STARTLESS = [row for row in CURVE if row[0]]
         (b"[" * 100_000, "missing or damaged"),
         (run_file(history=3), "missing or damaged"),
         (run_file(history=[{"step": "0", "eval_loss": 4.0}, {"step": 5, "eval_loss": 3.0}]), "missing or damaged"),
+        (run_file([(0, 4, 4.0), *CURVE[1:]]), "missing or damaged"),
+        (run_file([(False, None, 4.0), (True, 1.0, 3.9), (20, 1.0, 3.85)]), "missing or damaged"),
+        (run_file([(row[0], row[1], str(row[2])) for row in CURVE]), "missing or damaged"),
+        (run_file([*CURVE[:-1], ("x" * 10**6, 3.7, 3.86)], config={"steps": "x" * 10**6}), "missing or damaged"),
+        (run_file([*CURVE[:-1], (10**300, 3.7, 3.86)], config={"steps": 10**300, "base": ""}), "missing or damaged"),
+        (run_file([*CURVE[:-1], (900, 3.7, 3.86)], config={"steps": 900, "base": "the base"}), "fewer losses"),
         (run_file(status="running"), "not finished"),
         (run_file(base="another"), "another base model"),
         (run_file(CURVE[:-1]), "gaps, or steps out of order"),

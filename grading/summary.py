@@ -1,0 +1,77 @@
+"""`summary.txt`: what the instructor should know at once.
+
+For: `summary`, `open_points`. Not for: tables and pages (`report.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from grading.marks import number
+from grading.sandbox import is_safe
+
+if TYPE_CHECKING:
+    from grading.course import Course
+    from grading.run import Graded
+
+CHECKS_NAMED = re.compile(r"\bexercises_[a-z]+\b|\butils\.answers\b|\bfrom\s+utils\s+import\b[^\n]*\banswers\b")
+
+
+def open_points(course: Course, graded: Graded) -> float:
+    """Points of the questions that a person still has to read."""
+    return sum(q.points for q in course.questions if graded.results[q.grade_id]["points"] is None)
+
+
+def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[str]:
+    """What the instructor should know at once; first, where it is so, that nothing was safe."""
+    scores = [graded.score() for graded in class_]
+    lines = [
+        *sandbox_lines(class_),
+        f"{len(class_)} submissions, {number(sum(scores) / len(scores))} of {number(course.most)} points on average",
+    ]
+    lines += [f"a cell of ours failed in the student edition: {text}" for text in course.troubles]
+    if inside := sorted(course.inside.union(*(graded.inside for graded in class_))):
+        names = ", ".join(inside)
+        lines.append(f"judged inside the student's process (live objects; look twice at full points): {names}")
+    for graded in class_:
+        for name, result in graded.results.items():
+            if "failure" in result:
+                lines.append(f"not judged, points open: {graded.submission.student}, {name}: {result['failure']}")
+        if named := sorted({name for sources in graded.answers.values() for name in _of_checks(sources)}):
+            lines.append(
+                f"answers that name the modules of the checks: {graded.submission.student}: {', '.join(named)}"
+            )
+    if still := sum(open_points(course, graded) > 0 for graded in class_):
+        lines.append(f"{still} submissions have points to be given: written.html, then points into written.csv")
+    return [*lines, *_same_answers(course, class_), *(f"set aside: {text}" for text in aside)]
+
+
+def sandbox_lines(class_: list[Graded]) -> list[str]:
+    """How students' code was shut in."""
+    facts = [graded.sandbox for graded in class_ if graded.sandbox]
+    if not facts:
+        return ["no student's code was run"]
+    worst = next((one for one in facts if not is_safe(one)), facts[0])
+    network = "cut off by a namespace" if worst["network"] == "namespace" else "not cut off: proxies off, Hub offline"
+    line = f"network: {network}; files: {worst['files']}; processes: {worst['processes']}"
+    if is_safe(worst):
+        return [line]
+    return [f"UNSAFE: students' code could read and change files of this machine, and these results. {line}"]
+
+
+def _of_checks(sources: dict[str, str]) -> list[str]:
+    """The grade ids of the answers that mention the modules which compute right answers."""
+    return [name for name, source in sources.items() if CHECKS_NAMED.search(source)]
+
+
+def _same_answers(course: Course, class_: list[Graded]) -> Iterator[str]:
+    same: dict[tuple, list[str]] = {}
+    for graded in class_:
+        for notebook, answers in graded.answers.items():
+            same.setdefault((notebook, *sorted(answers.items())), []).append(graded.submission.student)
+    unsolved = {(plan.name, *sorted(plan.unsolved().items())) for plan in course.plans}
+    for key, names in same.items():
+        if len(names) > 1 and key not in unsolved:
+            yield f"the same answers in {key[0]}: {', '.join(names)}"

@@ -1,0 +1,268 @@
+"""Attacks of an answer's code on the grader that were tried: out of the sandbox, into the judge, into other pages."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from grading_course import (
+    FORGER,
+    HOSTILE_LIMITS,
+    LIVE,
+    TWICE,
+    begin,
+    code,
+    graded_cell,
+    graded_class,
+    hidden,
+    known,
+    nb,
+    notebook,
+    put,
+    solution,
+    solved_notebooks,
+    text,
+    write_course,
+    write_plain_course,
+)
+
+from grading import cells, codec
+from grading.course import Course, Runner
+from grading.release import student_notebook
+from grading.sandbox import is_safe, probe
+from scripts import grade
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="grading forks")
+
+SAFE = sys.platform != "win32" and is_safe(probe())
+namespaces = pytest.mark.skipif(not SAFE, reason="this system allows no namespaces: the summary says so")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_plain_course(tmp_path_factory.mktemp("course"))
+
+
+@pytest.fixture(scope="module")
+def judge(root):
+    """Judges one answer to the first question."""
+    course = Course.load(root)
+    with Runner(course, course.plans[0], HOSTILE_LIMITS, []) as runner:
+        yield lambda source: runner.judge(course.plans[0].questions[0], {"twice": source})
+
+
+def said(verdict: dict) -> str:
+    """What a cell raised, or what the verdict is."""
+    problems = verdict.get("problems") or [verdict]
+    return str(problems[0].get("message")) if not verdict["passed"] else "passed"
+
+
+# --- out of the sandbox ---
+
+
+@namespaces
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect({socket!r})",
+        "open({root!r} + '/.ipynb_checkpoints/01-Plain-checkpoint.ipynb')",
+        "open({grader!r} + '/course.py')",
+        "open('/proc/sys/kernel/core_pattern', 'w')",
+        "import os\nopen('/dev/' + ({{'vda', 'sda', 'kmsg', 'mem'}} & set(os.listdir('/dev'))).pop())",
+        "import glob\n[open(f).read() for f in glob.glob('/tmp/grading-*/output.txt')][0]",
+        "import os\nos.environ['PYTHONPATH']",
+        "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.unshare(0x10020000)\n"
+        "assert libc.umount2({root!r}.encode(), 2) == 0 or libc.umount2(b'/tmp', 2) == 0",
+        "import os\nfor n in range(100): open(os.environ['HOME'] + f'/{{n}}', 'wb').write(bytes(1 << 20))",
+        "import os\nos.open('utils/exercises_small.py', 0) and open('utils/exercises_small.py').read()[3]",
+        "from utils.exercises_small import right as twice",
+        "from pathlib import Path\nassert Path('/tmp').stat().st_uid == 0 and list(Path('/run').iterdir())",
+    ],
+)
+def test_no_way_out_of_the_sandbox(judge, root, tmp_path, source):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    grader = str(Path(cells.__file__).parent)
+    verdict = judge(source.format(socket=str(tmp_path / "s"), root=str(root), grader=grader) + f"\n{TWICE}")
+    assert verdict["problems"], verdict  # the cell failed; what is defined below it is not there
+    assert not verdict["passed"]
+
+
+@namespaces
+def test_what_an_honest_answer_needs_is_there(judge):
+    source = (
+        "import os, subprocess, sys, tempfile\nopen('/dev/null', 'w').write('x')\nos.urandom(4)\n"
+        "tempfile.NamedTemporaryFile().write(b'x')\nopen('note.txt', 'w').write('x')\nopen('utils/mine.py', 'w')\n"
+        "from multiprocessing import shared_memory\nimport numpy, sqlite3, decimal\n"
+        "assert subprocess.run([sys.executable, '-c', 'import numpy'], check=True)\n!echo hello\nimport utils.small\n"
+    )
+    verdict = judge(source + TWICE)
+    assert verdict["passed"], verdict
+
+
+def test_the_checks_of_the_course_do_no_work_for_an_answer(judge, root, tmp_path):
+    refused = judge("from utils.exercises_small import right as twice")
+    assert not refused["passed"] and "cannot import name" in said(refused)
+    assert judge(f"from utils.exercises_small import CHECKS\nCHECKS['1.1'](1, 0)\n{TWICE}")["passed"]
+    put(tmp_path / "in", "Eve", nb({"twice": "from utils.exercises_small import right as twice"}))
+    assert "answers that name the modules of the checks: Eve: twice" in graded_class(tmp_path, root)[1]
+
+
+CHILDREN = """
+import os, time
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        end = time.process_time() + 0.3
+        while time.process_time() < end: pass
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+FILES_IN_MEMORY = """
+import os, time
+kept = []
+for _ in range(80):
+    kept.append(os.memfd_create('m'))
+    os.write(kept[-1], b'x' * (4 << 20))
+time.sleep(5)
+"""
+
+
+def test_processor_time_of_children_that_have_ended_counts(judge):
+    assert "computed for more" in judge(CHILDREN + TWICE)["stopped"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
+def test_files_in_memory_count(judge):
+    assert "memory" in judge(FILES_IN_MEMORY + TWICE)["stopped"]
+
+
+def test_a_buffer_is_used_once():
+    tree = ["list", [["array", "|u1", [8], 0]] * 2]
+    with pytest.raises(codec.NotPlainError):
+        codec.decode(tree, [bytes(8)])
+    with pytest.raises(codec.NotPlainError):
+        codec.decode(["array", ",".join(["f8"] * 1000), [1], 0], [bytes(8)])
+
+
+@pytest.mark.parametrize("name", ["PromptTuningConfig", "LoraConfig"])
+def test_no_configuration_crosses_but_the_one_that_is_asked_for(name):
+    import peft
+
+    options = {"num_virtual_tokens": 5} if "Prompt" in name else {}
+    with pytest.raises(codec.NotPlainError):
+        codec.encode(getattr(peft, name)(**options), [])
+    kind = getattr(peft, name)
+    with pytest.raises(codec.NotPlainError):
+        codec.decode(["dataclass", kind.__module__, name, []], [])
+    tree = json.loads(json.dumps(codec.encode(peft.IA3Config(target_modules=["a"]), [])))
+    assert codec.decode(tree, []).target_modules == {"a"}
+
+
+def test_an_exception_makes_nobody_import_a_module(tmp_path, monkeypatch):
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "evil.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in ("utils.evil", "utils..x", "peft.__main__", "os", 3, None):
+        with pytest.raises(ValueError, match=r"may not cross|no class"):
+            codec.trusted_error(module, "error")
+    assert "utils.evil" not in sys.modules
+
+
+# --- hidden tests, other students ---
+
+
+def test_a_warning_in_a_hidden_test_shows_it_to_nobody(tmp_path):
+    """The judge prints the line into the worker's output, which the next answer would read."""
+    book = notebook(
+        code("i", "import numpy as np"),
+        solution("half", begin("def half(x):\n#:\n    return x / 2")),
+        graded_cell("test-half", hidden("assert half(4) == 2", "assert abs(half(862) - 431) < 1e-6, 'SECRET-862'"), 2),
+    )
+    root = write_course(tmp_path / "course", ())
+    (root / "01-A.ipynb").write_bytes(cells.write_notebook(book))
+    course = Course.load(root)
+    with Runner(course, course.plans[0], HOSTILE_LIMITS, []) as runner:
+        source = "import numpy as np\ndef half(x): return np.int64(-2**63) if x > 100 else x / 2"
+        assert not runner.judge(course.plans[0].questions[0], {"half": source})["passed"]
+        assert "SECRET" not in (runner.folder / "output.txt").read_text()
+        assert not any(runner.scratch.iterdir())  # nothing stays behind
+    assert not runner.folder.exists()
+
+
+@namespaces
+def test_nobody_reads_what_another_one_prints(root, tmp_path):
+    ann = "print('my mail is ann@example.org')\nimport time\ntime.sleep(3)\n1 / 0"
+    bob = (
+        "import time\nfrom pathlib import Path\ntime.sleep(1)\nhere = Path.home().parent\n"
+        "raise ValueError([p.read_text() for p in here.rglob('output.txt')])"
+    )
+    put(put(tmp_path / "in", "Ann", nb({"twice": ann})), "Bob", nb({"twice": bob}))
+    found, _ = graded_class(tmp_path, root, jobs=2)
+    assert "ann@" not in found["Bob"].results["test-twice"]["message"]
+
+
+@pytest.fixture(scope="module")
+def live_course(tmp_path_factory) -> Path:
+    """A test of a live object, then a notebook without any code question."""
+    live = next(c for c in solved_notebooks()["03-Tensors.ipynb"]["cells"] if c["id"] == "live")
+    test = hidden("assert counter.next() == 1", "assert counter.next() == 2, 'SECRET-99'")
+    books = {
+        "01-A.ipynb": notebook(live, graded_cell("test-live", test, 2)),
+        "02-B.ipynb": notebook(text("why", "model", known("why", grade=True, solution=True, points=5))),
+    }
+    root = write_course(tmp_path_factory.mktemp("live"), ())
+    for name, book in books.items():
+        (root / name).write_bytes(cells.write_notebook(book))
+    return root
+
+
+def test_a_test_that_is_judged_inside_is_neither_shown_nor_forgotten(live_course, tmp_path):
+    def handed(source: str) -> dict[str, bytes]:
+        books = {p.name: student_notebook(p.notebook) for p in Course.load(live_course).plans}
+        books["01-A.ipynb"]["cells"][0]["source"] = source
+        return {name: cells.write_notebook(book) for name, book in books.items()}
+
+    answer = "put({'problems': [], 'values': {}})\nmessage, (test,) = get()\n"
+    problem = "{'name': 'X', 'message': test.decode(), 'line': 1, %s}"
+    forge = f"put({{'token': message['token'], 'problem': {problem}}})\ntime.sleep(3)"
+    for name, more in (
+        ("leak", ""),
+        ("problems", "'problems': 5"),
+        ("sandbox", "'sandbox': 'x'"),
+        ("passed", "'passed': True"),
+    ):
+        put(tmp_path / "in", name, handed(FORGER + answer + forge % more))
+    put(tmp_path / "in", "zz", handed(LIVE))
+    found, first = graded_class(tmp_path, live_course)
+    again, second = graded_class(tmp_path, live_course)
+    assert [g.score() for g in found.values()] == [g.score() for g in again.values()] == [0, 0, 0, 0, 2]
+    assert not any("SECRET" in g.results["test-live"]["message"] for g in found.values())
+    for lines in (first, second):
+        assert any("inside the student's process" in line and "test-live" in line for line in lines)
+
+
+# --- without namespaces ---
+
+
+def test_without_namespaces_nothing_is_graded_unless_asked_for_and_the_summary_says_so_first(
+    root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("GRADING_NO_NAMESPACES", "1")
+    probe.cache_clear()
+    try:
+        put(tmp_path / "in", "Kim", nb({"twice": "import os\nos.kill(os.getppid(), 9)"}))
+        put(tmp_path / "in", "Zed", nb({"twice": TWICE}))
+        arguments = [str(tmp_path / "in"), "--root", str(root), "--output", str(tmp_path / "out")]
+        assert grade.main(arguments) == 1 and "--unsafe" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+        assert grade.main([*arguments, "--unsafe"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("UNSAFE") and any("Kim, test-twice: JudgeError" in line for line in lines)
+        assert grade.main([*arguments, "--unsafe"]) == 0 and capsys.readouterr().out.startswith("UNSAFE")
+    finally:
+        probe.cache_clear()
