@@ -31,6 +31,7 @@ from utils.config import ASSETS, PROFILES, describe  # noqa: E402
 from utils.runs import RunError, RunRecord, environment, load_runs, read_json, write_json  # noqa: E402
 
 README = ROOT / "README.md"
+PAGES = (README, ROOT / "docs" / "instructor.md")
 PICTURE = Path("docs/images/dial.png")
 MARKED = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ALT = (
@@ -148,6 +149,19 @@ def exercises_part(_assets: Path) -> str:
     )
 
 
+def grading_part(assets: Path) -> str:
+    """What grading a class costs, by `bench_grading.py --keep`."""
+    record = read_json(assets / "runs" / "grading.json")
+    if not record:
+        return "Minutes and memory of a class: not measured.\n"
+    fixed, each = record["fixed_seconds"], record["seconds_each"]
+    minutes = " and ".join(f"{(fixed + n * each) / 60:.0f} minutes for {n} submissions" for n in (100, 300))
+    return (
+        f"On {record['hardware']['cores']} CPU cores: {fixed / 60:.0f} minutes once, to bring the notebooks to their "
+        f"tests, then {each:.1f} s a submission: {minutes}. Memory at most: {record['memory_bytes'] / 2**30:.1f} GB.\n"
+    )
+
+
 def _method_row(row: dict, records: Sequence[RunRecord]) -> list[str]:
     """One line: counts, bytes, the share of positive texts with the lowest and the highest seed."""
     shares = [record.metrics["positivity"]["value"] for record in records if record.method == row["method"]]
@@ -167,7 +181,7 @@ def notebooks_part(assets: Path) -> str:
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "dial": dial_part, "notebooks": notebooks_part, "base": base_part, "runs": runs_part,
-    "audit": audit_part, "exercises": exercises_part,
+    "audit": audit_part, "exercises": exercises_part, "grading": grading_part,
 }  # fmt: skip
 
 
@@ -212,15 +226,16 @@ def main() -> int:
     options = parser.parse_args()
     if options.replay:
         keep_times(options.replay, ASSETS)
-    text = README.read_text(encoding="utf-8")
-    current = fill(text) == text and picture_source(ROOT / PICTURE) == digest()
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    current = all(fill(text) == text for text in texts.values()) and picture_source(ROOT / PICTURE) == digest()
     if options.check or current:
-        print("README.md is up to date" if current else "README.md is not up to date: run scripts/readme_numbers.py")
+        print("the numbers are up to date" if current else "numbers are out of date: run scripts/readme_numbers.py")
         return 0 if current else 1
     if digest():
         draw(ASSETS, ROOT / PICTURE)
-    README.write_text(fill(text), encoding="utf-8")
-    print("README.md written")
+    for page, text in texts.items():
+        page.write_text(fill(text), encoding="utf-8")
+    print(*(page.name for page in PAGES), "written")
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import readme_numbers
-from readme_numbers import PARTS, PICTURE, README, ROOT, digest, fill, picture_source
+from readme_numbers import PAGES, PARTS, PICTURE, README, ROOT, digest, fill, picture_source
 from transformers import GPT2Config
 
 from utils.adapters import predict_ia3_count
@@ -17,19 +17,20 @@ from utils.metrics import Estimate
 from utils.runs import RunError, RunRecord, write_json
 
 TEXT = README.read_text(encoding="utf-8")
+ALL = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 SOURCES = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "utils").glob("*.py")))
 FENCED = "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
 FROM_OUTSIDE = {"ModuleNotFoundError", "CUDA out of memory", "NoSuchKernel", "venv", "make test", "FAIL"}
 
 
 def test_numbers_are_those_of_the_records() -> None:
-    assert fill(TEXT) == TEXT, "run scripts/readme_numbers.py"
+    assert fill(ALL) == ALL, "run scripts/readme_numbers.py"
     assert picture_source(ROOT / PICTURE) == digest(), "the picture was drawn from another dial.json"
 
 
 def test_every_part_is_marked_once() -> None:
-    assert sorted(re.findall(r"<!-- numbers: (\w+) -->", TEXT)) == sorted(PARTS)
-    assert TEXT.count("<!-- end -->") == len(PARTS)
+    assert sorted(re.findall(r"<!-- numbers: (\w+) -->", ALL)) == sorted(PARTS)
+    assert ALL.count("<!-- end -->") == len(PARTS)
 
 
 def test_links_and_files_exist() -> None:
@@ -127,7 +128,7 @@ def test_a_number_edited_by_hand_is_found(assets: Path) -> None:
 
 
 def test_without_records_nothing_is_invented(tmp_path: Path) -> None:
-    text = fill(TEXT, tmp_path)
+    text = fill(ALL, tmp_path)
     parts = dict(re.findall(r"<!-- numbers: (\w+) -->\n(.*?)<!-- end -->", text, re.DOTALL))
     assert all("not measured" in part for name, part in parts.items() if name != "exercises")
     assert not any(re.search(r"\d\.\d\d", part) for part in parts.values())
@@ -157,6 +158,13 @@ def test_the_picture_names_the_record_it_was_drawn_from(assets: Path, tmp_path: 
     dial = assets / "runs/mini/dial.json"
     dial.write_text(dial.read_text(encoding="utf-8").replace("0.7", "0.8"), encoding="utf-8")
     assert picture_source(picture) != digest(assets)
+
+
+def test_costs_of_grading_become_minutes(assets: Path) -> None:
+    record = {"fixed_seconds": 600.0, "seconds_each": 3.0, "memory_bytes": 3 << 30, "hardware": {"cores": 2}}
+    write_json(assets / "runs" / "grading.json", record)
+    said = "then 3.0 s a submission: 15 minutes for 100 submissions and 25 minutes for 300 submissions"
+    assert said in fill(ALL, assets) and "Memory at most: 3.0 GB" in fill(ALL, assets)
 
 
 def test_times_of_a_replay_become_minutes(assets: Path) -> None:
