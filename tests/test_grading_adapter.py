@@ -113,8 +113,11 @@ STARTLESS = [row for row in CURVE if row[0]]
         (run_file(history=[{"step": "0", "eval_loss": 4.0}, {"step": 5, "eval_loss": 3.0}]), "missing or damaged"),
         (run_file([(0, 4, 4.0), *CURVE[1:]]), "missing or damaged"),
         (run_file([(False, None, 4.0), (True, 1.0, 3.9), (20, 1.0, 3.85)]), "missing or damaged"),
-        (run_file([(row[0], row[1], str(row[2])) for row in CURVE]), "missing or damaged"),
-        (run_file([*CURVE[:-1], ("x" * 10**6, 3.7, 3.86)], config={"steps": "x" * 10**6}), "missing or damaged"),
+        (run_file([(row[0], row[1], row[2] and str(row[2])) for row in CURVE]), "missing or damaged"),
+        (
+            run_file([(str(s), t, e) for s, t, e in CURVE], config={"steps": "20", "base": "the base"}),
+            "missing or damaged",
+        ),
         (run_file([*CURVE[:-1], (10**300, 3.7, 3.86)], config={"steps": 10**300, "base": ""}), "missing or damaged"),
         (run_file([*CURVE[:-1], (900, 3.7, 3.86)], config={"steps": 900, "base": "the base"}), "fewer losses"),
         (run_file(status="running"), "not finished"),

@@ -71,7 +71,7 @@ def said(verdict: dict) -> str:
         "open({root!r} + '/.ipynb_checkpoints/01-Plain-checkpoint.ipynb')",
         "open({grader!r} + '/course.py')",
         "open('/proc/sys/kernel/core_pattern', 'w')",
-        "import os\nopen('/dev/' + ({{'vda', 'sda', 'kmsg', 'mem'}} & set(os.listdir('/dev'))).pop())",
+        "open('/dev/kmsg', 'w')",
         "import glob\n[open(f).read() for f in glob.glob('/tmp/grading-*/output.txt')][0]",
         "import os\nos.environ['PYTHONPATH']",
         "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.unshare(0x10020000)\n"
@@ -196,10 +196,11 @@ def test_a_warning_in_a_hidden_test_shows_it_to_nobody(tmp_path):
 
 @namespaces
 def test_nobody_reads_what_another_one_prints(root, tmp_path):
-    ann = "print('my mail is ann@example.org')\nimport time\ntime.sleep(3)\n1 / 0"
+    ann = "print('my mail is ann@example.org', flush=True)\nimport time\ntime.sleep(3)\n1 / 0"
     bob = (
         "import time\nfrom pathlib import Path\ntime.sleep(1)\nhere = Path.home().parent\n"
-        "raise ValueError([p.read_text() for p in here.rglob('output.txt')])"
+        "raise ValueError([t[:99] for p in here.glob('*/output.txt')"
+        " if 'ann@' in (t := p.read_text())])"
     )
     put(put(tmp_path / "in", "Ann", nb({"twice": ann})), "Bob", nb({"twice": bob}))
     found, _ = graded_class(tmp_path, root, jobs=2)

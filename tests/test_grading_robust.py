@@ -21,12 +21,16 @@ from grading_course import (
     PLAIN,
     TWICE,
     as_zip,
+    begin,
     code,
+    graded_cell,
     graded_class,
     handed_in,
     nb,
+    notebook,
     put,
     solution,
+    write_course,
     write_plain_course,
 )
 
@@ -34,7 +38,6 @@ from grading import cells, codec, intake
 from grading.course import Course, JudgeError, Runner
 from grading.intake import collect, file_key
 from grading.match import _stem, answers_of, match
-from grading.release import student_notebook
 from grading.report import write_atomic
 from grading.run import Graded
 from scripts import formgrader
@@ -197,14 +200,15 @@ def test_looking_at_files_takes_no_time(root):
     assert time.monotonic() - started < 15
 
 
-def test_answers_that_are_too_long_together_do_not_reach_the_worker(root):
-    plan = Course.load(root).plans[0]
-    book = {"cells": [c | {"source": "#" * 99_990} for c in student_notebook(plan.notebook)["cells"]] * 1}
-    for number in range(8):
-        book["cells"].append(solution(f"more-{number}", "#" * 99_990))
-    answers, _ = answers_of(plan, book)
-    assert sum(map(len, answers.values())) <= 500_000
-    assert len(json.dumps({"x": "\U0001f600" * 500_000})) < codec.MOST_JSON
+def test_answers_that_are_too_long_together_do_not_reach_the_worker(tmp_path):
+    names = [f"f{number}" for number in range(8)]
+    cells_of = [solution(name, begin(f"def {name}(x):\n#:\n    return x")) for name in names]
+    root = write_course(tmp_path, ())
+    (root / "01-A.ipynb").write_bytes(cells.write_notebook(notebook(*cells_of, graded_cell("test", "f7(1)", 1))))
+    long = {"cells": [cell | {"source": "#" * 99_990} for cell in cells_of]}
+    answers, remarks = answers_of(Course.load(root).plans[0], long)
+    assert list(answers) == names[:5] and "f7 is too long" in remarks[-1]
+    assert len(json.dumps("\U0001f600" * sum(map(len, answers.values())))) < codec.MOST_JSON
 
 
 def test_zips_in_zips_are_counted_together(tmp_path, monkeypatch):
