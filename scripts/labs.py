@@ -4,7 +4,7 @@
     python scripts/labs.py --lab mt0-sentiment --methods ia3 full --seeds 0 --only runs
     LAB_DATA_DIR=folder python scripts/labs.py --lab bert-paraphrase    # on the real data in folder/mrpc
 
-`sweep/` says which learning rate validation chooses for each method (on at most 1,200 training examples); the runs are
+`sweep/` says which learning rate validation chooses for each method (on at most 800 training examples); the runs are
 made at that rate, or at the recipe's where nothing was swept. What is there and fits today's recipe and base model is
 skipped, what does not fit is refused by name, and an interrupted run goes on. Says at the start how long the missing
 runs take, from the records of past ones. LAB_PROFILE, LAB_OVERRIDE and LAB_DEVICE act as in the notebooks. Not for:
@@ -41,7 +41,7 @@ from utils.runs import RunRecord  # noqa: E402
 
 METHODS = ("ia3", "head", "full", "base")  # compared unless others are asked for
 SEEDS = (0, 1, 2)
-SWEEP_EXAMPLES, SWEEP_SEED = 1200, 0
+SWEEP_EXAMPLES, SWEEP_SEED = 800, 0
 
 
 def sweep_recipe(recipe: Recipe) -> Recipe:
