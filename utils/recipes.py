@@ -118,7 +118,7 @@ BERT_MINI = replace(
     epochs=2,
     train_examples=1600,
     eval_examples=400,
-    learning_rates={"ia3": 3e-2, "head": 3e-2, "full": 1e-4},
+    learning_rates={"ia3": 3e-2, "head": 1e-1, "full": 1e-4},
     expected={"trainable": 14_594, "total": 22_728_580},
 )
 MT0_MINI = replace(

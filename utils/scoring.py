@@ -1,7 +1,8 @@
 """How well a model does a lab's task: classes predicted, label texts and answers written, each score with an interval.
 
-For: predictions of a classifier, greedy text of an encoder-decoder, accuracy, F1, exact match. Not for: text that is
-judged by its mood or fluency (`evaluation.py`, whose intervals are used here), or the held-out loss (`train` has it).
+For: predictions of a classifier, greedy text of an encoder-decoder, accuracy, F1, exact match, the loss of a test set,
+and all that a lab's run record holds (`task_scores`). Not for: text that is judged by its mood or fluency
+(`evaluation.py`, whose intervals are used here).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from utils.encoding import make_collator
+from utils.encoding import IGNORED, instruction_prompt, make_collator
 from utils.evaluation import bootstrap_interval
-from utils.generation import evaluation_mode
+from utils.generation import evaluation_mode, generate
 from utils.judges import EvaluationError, wilson_interval
 from utils.metrics import Estimate
 from utils.recipe import Recipe
@@ -44,6 +45,12 @@ def f1(predicted: Sequence, actual: Sequence, positive: object = 1) -> Estimate:
 def exact_match(written: Sequence[str], wanted: Sequence[str]) -> Estimate:
     """Share of texts that are the wanted ones but for case, spaces and a final full stop, with Wilson's interval."""
     return accuracy([normal(text) for text in written], [normal(text) for text in wanted])
+
+
+def majority(train: Sequence, actual: Sequence) -> Estimate:
+    """Accuracy of always answering what is commonest in `train`: what a score has to beat."""
+    commonest = max(sorted(set(train)), key=list(train).count)
+    return accuracy([commonest] * len(actual), actual)
 
 
 def normal(text: str) -> str:
@@ -90,6 +97,42 @@ def write_texts(
             written = model.generate(**batch, max_new_tokens=limit, do_sample=False, num_beams=1)
         texts += zip(indices, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True)
     return [text for _, text in sorted(texts)]
+
+
+def label_loss(
+    model: nn.Module, recipe: Recipe, examples: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
+) -> Estimate:
+    """Mean -log p per label in nats, as `train` has it (a label is a token, or the class); bootstrap over examples."""
+    sums, counts = [], []
+    for batch, _ in _batches(model, make_collator(recipe, tokenizer), examples, batch_size):
+        labels = batch["labels"].reshape(len(batch["labels"]), -1)
+        with evaluation_mode(model):
+            logits = model(**batch).logits.float().reshape(*labels.shape, -1)
+        if recipe.task_type == "CAUSAL_LM":  # a position predicts the next one
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        nats = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        sums.append(nats.sum(1).double().cpu().numpy())
+        counts.append((labels != IGNORED).sum(1).cpu().numpy())
+    return bootstrap_interval(np.concatenate(sums), np.concatenate(counts))
+
+
+def task_scores(
+    model: nn.Module, recipe: Recipe, rows: Dataset, examples: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Estimate]:
+    """What a run record of a lab holds about `rows`, of which `examples` are the encoded form, in the same order.
+
+    "label_loss", and "accuracy" and "f1" of a classifier, "exact_match" of what another model writes: the label text,
+    or the whole answer to an instruction (at most 64 tokens of it).
+    """
+    scores = {"label_loss": label_loss(model, recipe, examples, tokenizer)}
+    if recipe.task_type == "SEQ_CLS":
+        predicted = class_logits(model, recipe, examples, tokenizer).argmax(1)
+        return scores | {"accuracy": accuracy(predicted, rows["label"]), "f1": f1(predicted, rows["label"])}
+    if recipe.task_type == "SEQ_2_SEQ_LM":
+        return scores | {"exact_match": exact_match(write_texts(model, recipe, examples, tokenizer), rows["target"])}
+    prompts = [instruction_prompt(recipe, row) for row in rows]
+    written = [sample.text for sample in generate(model, tokenizer, prompts, new_tokens=64, do_sample=False)]
+    return scores | {"exact_match": exact_match(written, rows["output"])}
 
 
 def _batches(model: nn.Module, collator: Callable, examples: Dataset, size: int):
