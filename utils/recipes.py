@@ -133,10 +133,11 @@ MT0_MINI = replace(
     labels=("negative", "positive"),
     prompt="{text}\nIs the sentiment negative or positive?",
     max_length=96,
-    epochs=3,
-    train_examples=400,
-    eval_examples=300,
-    learning_rates={"ia3": 1e-2, "full": 1e-4},
+    epochs=1,
+    evals_per_epoch=2,
+    train_examples=640,
+    eval_examples=160,
+    learning_rates={"ia3": 3e-2, "full": 1e-4},
     expected={"trainable": 34_816, "total": 76_995_968},
 )
 BLOOM_MINI = replace(

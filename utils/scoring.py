@@ -47,6 +47,30 @@ def exact_match(written: Sequence[str], wanted: Sequence[str]) -> Estimate:
     return accuracy([normal(text) for text in written], [normal(text) for text in wanted])
 
 
+def confusion(written: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """(labels, labels + 1) counts: wanted label by written one; the last column counts texts that are no label.
+
+    Texts are compared as in `exact_match`. Raises EvaluationError for none, for unequal numbers, or where a wanted text
+    is no label.
+    """
+    names = [normal(label) for label in labels]
+    counts = np.zeros((len(names), len(names) + 1), int)
+    for text, label in _pairs([normal(t) for t in written], [normal(t) for t in wanted]):
+        if label not in names:
+            raise EvaluationError(f"{label!r} is wanted and is no label: labels are {', '.join(labels)}")
+        counts[names.index(label), names.index(text) if text in names else len(names)] += 1
+    return counts
+
+
+def label_scores(written: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> dict[str, Estimate]:
+    """What `confusion` says as shares with Wilson's intervals: "exact_match"; "no_label", of the texts that are none;
+    "found_<label>", of the texts of that label that are written as it (no entry where there is no such text)."""
+    counts = confusion(written, wanted, labels)
+    found = {f"found_{labels[i]}": (row[i], row.sum()) for i, row in enumerate(counts) if row.sum()}
+    shares = {"exact_match": (counts.trace(), counts.sum()), "no_label": (counts[:, -1].sum(), counts.sum())} | found
+    return {name: wilson_interval(int(part), int(whole)) for name, (part, whole) in shares.items()}
+
+
 def majority(train: Sequence, actual: Sequence) -> Estimate:
     """Accuracy of always answering what is commonest in `train`: what a score has to beat."""
     commonest = max(sorted(set(train)), key=list(train).count)
@@ -121,15 +145,16 @@ def task_scores(
 ) -> dict[str, Estimate]:
     """What a run record of a lab holds about `rows`, of which `examples` are the encoded form, in the same order.
 
-    "label_loss", and "accuracy" and "f1" of a classifier, "exact_match" of what another model writes: the label text,
-    or the whole answer to an instruction (at most 64 tokens of it).
+    "label_loss", and "accuracy" and "f1" of a classifier, "exact_match" of what another model writes: the label text
+    (with the rest of `label_scores`), or the whole answer to an instruction (at most 64 tokens of it).
     """
     scores = {"label_loss": label_loss(model, recipe, examples, tokenizer)}
     if recipe.task_type == "SEQ_CLS":
         predicted = class_logits(model, recipe, examples, tokenizer).argmax(1)
         return scores | {"accuracy": accuracy(predicted, rows["label"]), "f1": f1(predicted, rows["label"])}
     if recipe.task_type == "SEQ_2_SEQ_LM":
-        return scores | {"exact_match": exact_match(write_texts(model, recipe, examples, tokenizer), rows["target"])}
+        written = write_texts(model, recipe, examples, tokenizer)
+        return scores | label_scores(written, rows["target"], recipe.labels)
     prompts = [instruction_prompt(recipe, row) for row in rows]
     written = [sample.text for sample in generate(model, tokenizer, prompts, new_tokens=64, do_sample=False)]
     return scores | {"exact_match": exact_match(written, rows["output"])}
