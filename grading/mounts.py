@@ -32,7 +32,7 @@ def shut_in(scratch: Path, hide: Iterable[Path], disk: int) -> str:
     here, hide = Path.cwd(), [*map(Path, EMPTIED), *hide]
     _mount("none", "/", None, RECURSIVE | PRIVATE)
     own = [path for path in hide if here in path.parents]
-    _empty([path for path in hide if path not in own], [scratch, here, *map(Path, DEVICES), *_of_python()])
+    _empty([path for path in hide if path not in own], [scratch, here, *map(Path, DEVICES), *_needed()])
     with contextlib.suppress(OSError):  # shared memory that no count would see; this namespace's own setting
         Path("/proc/sys/kernel/shmmni").write_text("0")
     for name in ("shm", "pts"):
@@ -72,10 +72,11 @@ def _empty(paths: Iterable[Path], keep: Iterable[Path]) -> None:
         os.close(handle)
 
 
-def _of_python() -> list[Path]:
-    """The folders that this Python runs from; they may lie in one that is emptied."""
+def _needed() -> list[Path]:
+    """The folders that this Python and the course's model are read from; they may lie in one that is emptied."""
     packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    return [Path(path) for path in dict.fromkeys((sys.base_prefix, sys.prefix, *packages))]
+    model = [os.environ["LAB_GPT2_DIR"]] if os.environ.get("LAB_GPT2_DIR") else []
+    return [Path(path) for path in dict.fromkeys((sys.base_prefix, sys.prefix, *packages, *model))]
 
 
 def _layer_over(here: Path, scratch: Path) -> None:
