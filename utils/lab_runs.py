@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from peft import IA3Config, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -90,17 +90,18 @@ class LabBench:
 
     def _learn_base(self, model: PreTrainedModel) -> dict[str, Tensor]:
         recipe, folder = self.profile, artifacts_dir(self.profile) / "labs" / "base"
-        made_by, state = {"config_id": recipe.config_id(), "base": self.fingerprint}, folder / "model.pt"
+        made_by, state = {"config_id": recipe.config_id(), "base": self.fingerprint}, folder / "model.safetensors"
         if state.is_file() and json.loads((folder / "made_by.json").read_text(encoding="utf-8")) == made_by:
-            return torch.load(state, weights_only=True)
+            return load_file(state)
         examples = self.examples["base"]
         train(
             attach_recipe(model, recipe, "full"), examples, recipe, method="full", eval_blocks=examples,
             folder=folder, seed=recipe.seed, collator=make_collator(recipe, self.tokenizer), task="base",
         )  # fmt: skip
-        torch.save(model.state_dict(), state)
+        learned = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # tied weights become two
+        save_file(learned, state)
         write_json(folder / "made_by.json", made_by)
-        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return learned
 
 
 def train_lab(

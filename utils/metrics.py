@@ -102,7 +102,6 @@ METRICS: dict[str, Metric] = {
     "latency_ratio": Metric("a token", "x base", "lower", 2),
     "merged_latency_ratio": Metric("a token, merged", "x base", "lower", 2),
     "saved_bytes": Metric("kept for backward", "bytes", "lower", 0),
-    "exact_match": Metric("exact match", "share", "higher", 2),
     "no_label": Metric("no label", "share", "lower", 2),
     "ratio_to_first": Metric("time", "x first row", "lower", 2),
 }
