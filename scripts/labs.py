@@ -28,7 +28,7 @@ from compare import expected, make_one, next_rate  # noqa: E402
 from utils.comparison import chosen_rates, stranger, sweep_losses  # noqa: E402
 from utils.config import ASSETS  # noqa: E402
 from utils.lab_runs import (  # noqa: E402
-    LAB_METHODS,
+    METHOD_NAMES,
     LabBench,
     lab_folder,
     learning_rate,
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", required=True, choices=list(RECIPES))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(LAB_METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHOD_NAMES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--only", choices=("sweep", "runs"))
     options = parser.parse_args(arguments)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from utils.lab_runs import LAB_METHODS, lab_folder
+from utils.lab_runs import METHOD_NAMES, lab_folder
 from utils.recipe import Recipe
 from utils.recipes import RECIPES, with_data
 from utils.runs import RunError, RunRecord, load_runs
@@ -55,7 +55,7 @@ def labs_part(assets: Path) -> str:
 
 
 def score_rows(recipe: Recipe, assets: Path) -> list[list[str]]:
-    """A line a method, in the order of LAB_METHODS; one line that says "not measured" where there is no record."""
+    """A line a method, in the order of METHOD_NAMES; one line that says "not measured" where there is no record."""
     head = [recipe.model, DATA[recipe.data_name]]
     try:
         records, excluded = load_runs(lab_folder(recipe, assets), recipe.config_id())
@@ -63,7 +63,7 @@ def score_rows(recipe: Recipe, assets: Path) -> list[list[str]]:
         records, excluded = [], []
     if excluded:
         raise RunError(f"README.md cannot be written from these records: {'; '.join(excluded)}")
-    by_method = {method: [r for r in records if r.method == method] for method in LAB_METHODS}
+    by_method = {method: [r for r in records if r.method == method] for method in METHOD_NAMES}
     rows = [head + score_cells(runs, recipe) for runs in by_method.values() if runs]
     return rows or [[*head, *["not measured"] * 5]]
 
@@ -74,5 +74,5 @@ def score_cells(runs: list[RunRecord], recipe: Recipe) -> list[str]:
     values = [run.metrics[metric]["value"] for run in runs]
     spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
     numbers = f"{runs[0].counts['trainable']:,}"
-    name = LAB_METHODS[runs[0].method]
+    name = METHOD_NAMES[runs[0].method]
     return [name, numbers, metric.replace("_", " "), f"{statistics.fmean(values):.2f}{spread}", str(len(values))]

@@ -29,7 +29,7 @@ from utils.standins import load_model
 from utils.tasks import load_task, with_test
 from utils.training import train
 
-LAB_METHODS = {
+METHOD_NAMES = {
     "ia3": "(IA)³",
     "ia3_document": "(IA)³, the document's places",
     "ia3_frozen": "(IA)³, head frozen",
@@ -175,7 +175,7 @@ def lab_runs(
     `study` is "" for the runs that are compared, "sweep" for those at several rates. No record is no error.
     """
     found, excluded = usable_runs(lab_folder(recipe, assets) / study, recipe, fingerprint, stranger)
-    order = list(LAB_METHODS)
+    order = list(METHOD_NAMES)
     return sorted(found, key=lambda r: (order.index(r.method), r.seed, r.config.get("learning_rate", 0))), excluded
 
 
