@@ -217,7 +217,8 @@ def _folder(variable: str, name: str) -> str:
 def describe_recipe(recipe: Recipe) -> str:
     """Return one line for the top of a notebook: lab and size, model, data, epochs x examples a step."""
     revision = f" at {short(recipe.model_revision)}" if recipe.model_revision else ""
-    step = f"{recipe.epochs} epochs, {recipe.batch_size * recipe.accumulation} examples a step"
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
+    step = f"{epochs}, {recipe.batch_size * recipe.accumulation} examples a step"
     return f"recipe {recipe.name} | model {recipe.model_name}{revision} | data {recipe.data_name} | {step}"
 
 
