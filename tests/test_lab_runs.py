@@ -13,6 +13,8 @@ from replay import ROOT
 from transformers import BertForSequenceClassification
 
 from utils import lab_runs
+from utils.comparison import chosen_rates
+from utils.config import ASSETS
 from utils.counts import count_parameters
 from utils.lab_runs import LabBench, attach_method, lab_folder, measure_lab, methods_of
 from utils.made_tokenizers import made_tokenizer
@@ -173,3 +175,12 @@ def test_the_test_loss_is_the_loss_that_training_reports(lab, tmp_path):
     model = bench.fresh(0)
     loss = label_loss(model, recipe, bench.examples["test"], bench.tokenizer, batch_size=5)
     assert loss.value == pytest.approx(label_loss(model, recipe, bench.examples["test"], bench.tokenizer).value, 1e-4)
+
+
+@pytest.mark.parametrize("lab", RECIPES)
+def test_the_small_recipes_rates_are_those_that_their_sweep_chose(lab, script) -> None:
+    recipe = RECIPES[lab]["mini"]
+    records = [RunRecord.load(path) for path in sorted((lab_folder(recipe, ASSETS) / "sweep").glob("*.json"))]
+    rates = chosen_rates(records)
+    assert "ia3" in rates and rates == {method: recipe.learning_rates[method] for method in rates}
+    assert {record.config_id for record in records} == {script.sweep_recipe(recipe).config_id()}

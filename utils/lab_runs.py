@@ -22,7 +22,7 @@ from utils.adapters import attach_recipe, base_fingerprint, count_parameters
 from utils.comparison import stranger, usable_runs
 from utils.config import ASSETS, artifacts_dir
 from utils.encoding import encode, make_collator
-from utils.recipes import BERT_DOCUMENT, RECIPES, Recipe
+from utils.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
 from utils.runs import RunRecord, environment, write_json
 from utils.scoring import accuracy, f1, majority, task_scores
 from utils.standins import load_model
@@ -89,8 +89,9 @@ class LabBench:
         return model.eval()
 
     def _learn_base(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        recipe, folder = self.profile, artifacts_dir(self.profile) / "labs" / "base"
-        made_by, state = {"config_id": recipe.config_id(), "base": self.fingerprint}, folder / "model.safetensors"
+        recipe, folder = replace(self.profile, **BLOOM_BASE), artifacts_dir(self.profile) / "labs" / "base"
+        state = folder / "model.safetensors"
+        made_by = {"config_id": recipe.config_id(), "base": self.fingerprint, **recipe.learning_rates}
         if state.is_file() and json.loads((folder / "made_by.json").read_text(encoding="utf-8")) == made_by:
             return load_file(state)
         examples = self.examples["base"]

@@ -137,7 +137,7 @@ MT0_MINI = replace(
     evals_per_epoch=2,
     train_examples=480,
     eval_examples=160,
-    learning_rates={"ia3": 3e-2, "full": 1e-4},
+    learning_rates={"ia3": 1e-2, "full": 1e-4},
     expected={"trainable": 34_816, "total": 76_995_968},
 )
 BLOOM_MINI = replace(
@@ -154,11 +154,11 @@ BLOOM_MINI = replace(
     epochs=6,
     evals_per_epoch=1,
     eval_examples=0,
-    learning_rates={"ia3": 3e-2, "full": 3e-3},
+    learning_rates={"ia3": 1e-1, "full": 3e-4},
     expected={"trainable": 3_584, "total": 928_256},
 )
 # How the small BLOOM, which starts at random, first learns the made instructions (the part "base"), by "full".
-BLOOM_BASE = FrozenDict(epochs=12, batch_size=16, accumulation=1)
+BLOOM_BASE = FrozenDict(epochs=12, batch_size=16, accumulation=1, learning_rates=FrozenDict(full=3e-3))
 RECIPES: Mapping[str, Mapping[str, Recipe]] = FrozenDict(
     {full.lab: FrozenDict(mini=mini, full=full)
      for mini, full in ((BERT_MINI, BERT_FULL), (MT0_MINI, MT0_FULL), (BLOOM_MINI, BLOOM_FULL))}
