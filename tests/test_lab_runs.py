@@ -18,7 +18,7 @@ from utils.config import ASSETS
 from utils.counts import count_parameters
 from utils.lab_runs import LabBench, attach_method, lab_folder, measure_lab, methods_of
 from utils.made_tokenizers import made_tokenizer
-from utils.recipes import RECIPES, with_data
+from utils.recipes import BLOOM_BASE, RECIPES, with_data
 from utils.runs import RunRecord
 from utils.scoring import label_loss, majority
 from utils.standins import build_model
@@ -65,6 +65,7 @@ def lab(request, tmp_path, monkeypatch):
 
     monkeypatch.setattr(lab_runs, "load_model", load)
     monkeypatch.setattr(lab_runs, "load_task", lambda recipe: rows)
+    monkeypatch.setattr(lab_runs, "BLOOM_BASE", BLOOM_BASE | {"epochs": 1, "batch_size": 4})
     return name
 
 
