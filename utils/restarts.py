@@ -1,8 +1,8 @@
 """After a restart of the kernel: a cell that misses a name says which section makes it, and what to run.
 
-For: `explain_missing_names()`, which `config.setup_notebook` calls. Not for: a NameError of the reader's own. Where no
-cell above makes the name, Python's message is shown as it is, and code that catches a NameError (the exercises' checks
-do) never sees another one: only what is shown changes.
+For: `explain_missing_names()`, which `setup_notebook` and `setup_lab` call. Not for: a NameError of the reader's own.
+Where no cell above makes the name, Python's message is shown as it is, and code that catches a NameError (the exercises'
+checks do) never sees another one: only what is shown changes.
 """
 
 from __future__ import annotations
