@@ -23,9 +23,10 @@ from nbformat import NotebookNode
 from nbval.plugin import get_sanitize_patterns
 from replay import NOTEBOOKS, ROOT, first_line
 
+from utils.restarts import RUN_ABOVE
+
 CELL_SECONDS = 900
 SETUP = re.compile(r"\bsetup_(notebook|lab)\(")  # the cell that a restart begins with calls one of them
-ADVICE = "Run > Run All Above Selected Cell"  # what utils/restarts.py tells a reader to do
 PATTERNS = get_sanitize_patterns((Path(__file__).parent / "nbval_sanitize.cfg").read_text(encoding="ascii"))
 
 Run = Callable[[NotebookNode], Awaitable[list[str]]]
@@ -73,7 +74,7 @@ def differences(cell: NotebookNode, outputs: list[NotebookNode]) -> list[str]:
         return []
     stored, found = compared_text(cell.outputs), compared_text(outputs)
     kinds = sorted(kind for kind in stored.keys() | found.keys() if stored.get(kind) != found.get(kind))
-    return [f"{cell.id}: {k} was {stored.get(k, '')[:600]!r}, is now {found.get(k, '')[:600]!r}" for k in kinds]
+    return [f"{cell.id}: {k} was {stored.get(k, '')!r}, is now {found.get(k, '')!r}" for k in kinds]
 
 
 def in_kernel(notebook: NotebookNode, folder: Path, work: Callable[[Run], Awaitable[list[str]]]) -> list[str]:
@@ -125,7 +126,7 @@ def run_section(notebook: NotebookNode, folder: Path, heading: str) -> list[str]
         problems = await run(setup_cell(notebook))
         for cell in sections(notebook)[heading]:
             found = await run(cell)
-            if any(ADVICE in problem for problem in found):
+            if any(RUN_ABOVE in problem for problem in found):
                 print("stopped, with advice:", first_line(found[0]))
                 break
             problems += found

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from notebook_rules import code_cells
-from reorder import ADVICE, compared_text, differences, sections, setup_cell
+from reorder import compared_text, differences, sections, setup_cell
 from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
 from utils import restarts
@@ -179,16 +179,16 @@ def test_a_restarted_kernel_says_what_to_run(shown: dict[str, str]) -> None:
     assert shown["later"].startswith(
         "NameError: name 'load_base' is not defined. It is made above, under '2 · How many"
     )
-    assert ADVICE in shown["lesson"] and ADVICE in shown["later"]
+    assert restarts.RUN_ABOVE in shown["lesson"] and restarts.RUN_ABOVE in shown["later"]
 
 
 def test_other_errors_are_shown_as_they_are(shown: dict[str, str]) -> None:
     assert shown["own"] == "NameError: name 'reslt' is not defined"
     assert shown["elsewhere"] == shown["library"] == "NameError: name 'tokenizer' is not defined"
     assert shown["other"] == "ZeroDivisionError: division by zero"
-    assert shown["local"].startswith("UnboundLocalError") and ADVICE not in shown["local"]
+    assert shown["local"].startswith("UnboundLocalError") and restarts.RUN_ABOVE not in shown["local"]
 
 
 def test_checks_and_handlers_see_pythons_message(shown: dict[str, str]) -> None:
     assert shown["caught"] == ""
-    assert "name 'profile' is not defined" in shown["checked"] and ADVICE not in shown["checked"]
+    assert "name 'profile' is not defined" in shown["checked"] and restarts.RUN_ABOVE not in shown["checked"]

@@ -1,7 +1,7 @@
 """After a restart of the kernel: a cell that misses a name says which section makes it, and what to run.
 
 For: `explain_missing_names()`, which `setup_notebook` and `setup_lab` call. Not for: a NameError of the reader's own.
-Where no cell above makes the name, Python's message is shown as it is, and code that catches a NameError (the exercises'
+Where no cell above makes the name, Python's message is shown as it is; code that catches a NameError (the exercises'
 checks do) never sees another one: only what is shown changes.
 """
 
@@ -18,10 +18,7 @@ from types import TracebackType
 from utils.settings import ROOT
 
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
-ADVICE = (
-    "It is made above, under {heading!r}, and this kernel has not run that. "
-    "Choose Run > Run All Above Selected Cell, then run this cell again."
-)
+RUN_ABOVE = "Choose Run > Run All Above Selected Cell, then run this cell again."
 
 
 def explain_missing_names() -> None:
@@ -42,7 +39,9 @@ def _show(
     if kind is NameError and _raised_in_a_cell(trace, shell.user_ns):
         cell = shell.history_manager.input_hist_raw[-1]
         if heading := made_under(error.name, cell, _notebooks()):
-            error.args = (f"{error}. {ADVICE.format(heading=heading)}",)
+            error.args = (
+                f"{error}. It is made above, under {heading!r}, and this kernel has not run that. {RUN_ABOVE}",
+            )
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset, running_compiled_code=True)
 
 
