@@ -36,6 +36,12 @@ def test_cells_take_their_names_from_above(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_setup_cell_needs_no_other(name: str) -> None:
+    source = setup_cell(read(name)).source
+    assert order_rules.names_read(source) <= restarts.names_made(source) | order_rules.KNOWN
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_cells_can_be_run_twice(name: str) -> None:
     found = order_rules.can_run_twice(read(name))
     assert [problem for problem in found if problem.split(":")[0] not in LATER.get(name, ())] == []
