@@ -2,6 +2,7 @@
 #   make course      set everything up, replay the four notebooks into build/course (NOTEBOOKS="02 03" for some of them)
 #   make lab         set up, open JupyterLab
 #   make test        set up, check the notebooks, run the unit tests, replay the notebooks comparing their outputs
+#   make test-order  set up, run every cell of the four notebooks twice, and each section alone after a restart (ORDER="-k 02")
 #   make test-gpu    set up, require CUDA, replay with the gpt2 profile: the notebooks' asserts, and the outputs that hold
 #                    for every profile
 #   make env-extensions   set up, and install what the optional labs under extensions/ can use (150 MB)
@@ -32,7 +33,7 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
-.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-notebooks test-gpu refresh lint format \
+.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-notebooks test-order test-gpu refresh lint format \
 	student grade formgrader formgrader-marks bench-grading
 
 course: env
@@ -70,6 +71,9 @@ test-notebooks: env
 
 test-extensions: env-extensions
 	$(REPLAYED) $(MINI) $(NBVAL) --nbval $(EXTENSIONS) --junitxml build/extensions.xml
+
+test-order: env
+	$(REPLAYED) $(MINI) $(RUN) -m pytest tests/reorder.py --durations=0 $(ORDER)
 
 test-gpu: env
 	$(RUN) -c 'import torch; assert torch.cuda.is_available(), "this machine has no CUDA that torch can use"; print(torch.cuda.get_device_name())'

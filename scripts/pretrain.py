@@ -343,7 +343,7 @@ pipeline_tag: text-generation
 A small GPT-2 (`GPT2LMHeadModel`, the same module names) that has read film reviews and nothing else. It exists so that
 the (IA)³ lab course runs without a network and without a GPU. It is not a useful language model.
 
-| | |
+| what | value |
 |---|---|
 {table}
 

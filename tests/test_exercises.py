@@ -458,9 +458,11 @@ def test_scoreboard_shows_states_and_sum():
     empty = scoreboard("01").splitlines()
     assert empty[0] == "1.1  Every parameter of a GPT-2         4 points  todo"
     assert empty[5].endswith("read by a person") and empty[-1] == "checked here: 0 of 18 points"
+    assert empty[6].startswith("not checked in this kernel: 1.1, 1.2, 1.3, 1.4, 1.5. Choose Run > Run All Above")
     check("1.1", ANSWERS["1.1"][0])
     check("1.4", lambda *_: 3)
     rows = scoreboard("01").splitlines()
+    assert rows[6].startswith("not checked in this kernel: 1.2, 1.3, 1.5. ")
     assert rows[0].endswith("pass") and rows[3].endswith("fail") and rows[-1] == "checked here: 4 of 18 points"
 
 

@@ -18,6 +18,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from utils.config import ROOT
+from utils.restarts import RUN_ABOVE
 
 REQUIREMENTS = ROOT / "requirements.txt"
 SHOWN = ("torch", "transformers", "peft", "datasets", "accelerate", "safetensors", "scikit-learn", "matplotlib")
@@ -296,13 +297,16 @@ def _checks(notebook: str) -> dict[str, Callable[[Answer, int], None]]:
 def scoreboard(notebook: str) -> str:
     """The exercises of one notebook ("01" to "04") with their states in this kernel, as text: a line each, and a sum.
 
-    The sum counts points of coded exercises only. Raises `CheckError` for another notebook.
+    The sum counts points of coded exercises only. Where a check has not run (after a restart, say) a line says what to
+    do. Raises `CheckError` for another notebook.
     """
     if notebook not in NOTEBOOKS:
         raise CheckError(f"no notebook {notebook!r}: choose from {', '.join(NOTEBOOKS)}")
     here = [exercise for exercise in EXERCISES.values() if exercise.notebook == notebook]
     states = {e.number: "read by a person" if e.written else _state(e.number) for e in here}
     lines = [f"{e.number}  {e.title:<34}{e.points:>2} points  {states[e.number]}" for e in here]
+    if unchecked := [e.number for e in here if not e.written and e.number not in _LATEST]:
+        lines.append(f"not checked in this kernel: {', '.join(unchecked)}. {RUN_ABOVE}")
     reached = sum(e.points for e in here if states[e.number] == PASS)
     return "\n".join([*lines, f"checked here: {reached} of {sum(e.points for e in here if not e.written)} points"])
 

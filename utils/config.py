@@ -206,12 +206,14 @@ def quiet() -> None:
 def setup_notebook(name: str | None = None) -> Profile:
     """Start a notebook: quiet libraries, freed memory kept, the profile (as `load_profile`), its seed set.
 
-    Raises ConfigError.
+    From then on a cell that misses a name says what to run (`restarts.py`). Raises ConfigError.
     """
     from utils.memory import reuse_freed_memory
+    from utils.restarts import explain_missing_names
 
     quiet()
     reuse_freed_memory()
+    explain_missing_names()
     profile = load_profile(name)
     seed_everything(profile.seed)
     return profile

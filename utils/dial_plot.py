@@ -80,8 +80,8 @@ def _line(ax: Axes, points: Points, curve: str, style: str, band: bool) -> None:
     _, colour, marker = CURVES[curve]
     means = [statistics.fmean(e.value for e in estimates) for estimates in points.values()]
     solid = style == "-"
-    ax.plot(list(points), means, color=colour, linestyle=style, marker=marker if solid else None,
-            linewidth=2.4 if solid else 1.8)  # fmt: skip
+    ax.plot(list(points), means, color=colour, linestyle=style, marker=marker, linewidth=2.4 if solid else 1.8,
+            markerfacecolor=colour if solid else "white", markersize=6 if solid else 4)  # fmt: skip
     if band:
         ends = [(min(e.low for e in es), max(e.high for e in es)) for es in points.values()]
         ax.fill_between(list(points), *zip(*ends, strict=True), color=colour, alpha=0.18, linewidth=0)

@@ -24,7 +24,7 @@ from utils.adapters import METHODS
 from utils.comparison_plots import cost_bars, few_shot_curves, interval_rows, rate_curves
 from utils.dial_plot import dial_figure
 from utils.runs import METRICS, Estimate, RunRecord, pareto_front
-from utils.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, STYLES, WHITE, apply_style, new_axes, show
+from utils.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, STYLES, WHITE, apply_style, ink_on, new_axes, show
 
 __all__ = [
     "apply_style", "cost_bars", "cost_vs_quality", "dial_figure", "few_shot_curves", "interval_rows",
@@ -124,10 +124,10 @@ def vector_heatmap(vectors: Mapping[str, Tensor], ax: Axes | None = None) -> Axe
         figure, (ax, units) = plt.subplots(1, 2, figsize=(8, 1.7 + 0.3 * layers), width_ratios=(1, 1.9))
         unit_map(vectors, units)
     means = np.stack([np.abs(values - 1).mean(axis=1) for values in parts.values()], axis=1)
-    ax.imshow(means, cmap="Blues", vmin=0, aspect="auto")
+    image = ax.imshow(means, cmap="Blues", vmin=0, aspect="auto")
     for (row, column), mean in np.ndenumerate(means):
-        ax.text(column, row, f"{mean:.3f}", ha="center", va="center", fontsize=10,
-                color="white" if mean > 0.6 * means.max() else BLACK)  # fmt: skip
+        ink = ink_on(image.cmap(image.norm(mean)))
+        ax.text(column, row, f"{mean:.3f}", ha="center", va="center", fontsize=10, color=ink)
     ax.set(title="mean distance from 1", ylabel="layer", xticks=range(len(parts)), yticks=range(len(means)))
     ax.set_xticklabels(parts)
     ax.grid(visible=False)

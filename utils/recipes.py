@@ -225,12 +225,14 @@ def describe_recipe(recipe: Recipe) -> str:
 def setup_lab(lab: str, size: str | None = None) -> Recipe:
     """Start a lab's notebook: quiet libraries, freed memory kept, the recipe (as `load_recipe`), its seed set.
 
-    Raises ConfigError.
+    From then on a cell that misses a name says what to run (`restarts.py`). Raises ConfigError.
     """
     from utils.memory import reuse_freed_memory
+    from utils.restarts import explain_missing_names
 
     quiet()
     reuse_freed_memory()
+    explain_missing_names()
     recipe = load_recipe(lab, size)
     seed_everything(recipe.seed)
     return recipe

@@ -1,7 +1,7 @@
 """How the course's figures look, and how they get into a notebook.
 
-For: the palette (a subset of Okabe and Ito 2008 that colour-blind readers and a grey printer keep apart, always with
-line styles or markers beside it), matplotlib's defaults, `show` with an alt text.
+For: the palette (after Okabe and Ito 2008, so that colour-blind readers keep it apart; line styles, markers or labels
+beside it do so on a grey printer), matplotlib's defaults, `show` with an alt text.
 Not for: the figures themselves (`plots.py`, `dial_plot.py`).
 """
 
@@ -12,10 +12,11 @@ import io
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, BLACK, GREEN, RED, PURPLE, GREY = (
-    "#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#CC79A7", "#767676",
+    "#0072B2", "#E69F00", "#000000", "#009E73", "#C04F00", "#CC79A7", "#767676",
 )  # fmt: skip
 
 STYLES: dict[str, tuple[str, str, str]] = {  # method -> colour, marker, line style
@@ -51,6 +52,23 @@ def apply_style() -> None:
             "lines.linewidth": 2,
         }
     )
+
+
+def luminance(colour: object) -> float:
+    """Relative luminance, 0 (black) to 1 (white), of any colour matplotlib knows (W3C, WCAG 2.2, section 1.4.3)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(first: object, second: object) -> float:
+    """Contrast of two colours, 1 to 21 (W3C, WCAG 2.2, section 1.4.3, which asks 4.5 for text)."""
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def ink_on(background: object) -> str:
+    """Black or white, whichever is better read on `background`; one of the two always has a contrast of 4.5."""
+    return max(("white", BLACK), key=lambda ink: contrast(ink, background))
 
 
 def show(figure: Figure, alt: str) -> None:

@@ -1,0 +1,200 @@
+"""Cells in another order than from top to bottom: what a notebook needs for that, and what a restarted kernel says.
+
+The notebooks themselves are run so in tests/reorder.py (`make test-order`), which takes minutes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import order_rules
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from notebook_rules import code_cells
+from reorder import compared_text, differences, sections, setup_cell
+from replay import EXTENSIONS, NOTEBOOKS, ROOT
+
+from utils import restarts
+
+LATER = {  # cells of labs that are refreshed elsewhere: to be mended there, and taken out here
+    "extensions/bert-paraphrase.ipynb": {"fresh"},
+    "extensions/mt0-sentiment.ipynb": {"count"},
+}
+ALL = (*NOTEBOOKS, *EXTENSIONS)
+
+
+def read(name: str) -> NotebookNode:
+    return nbformat.read(ROOT / name, as_version=4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_cells_take_their_names_from_above(name: str) -> None:
+    assert order_rules.names_from_above(read(name)) == []
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_setup_cell_needs_no_other(name: str) -> None:
+    source = setup_cell(read(name)).source
+    assert order_rules.names_read(source) <= restarts.names_made(source) | order_rules.KNOWN
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_cells_can_be_run_twice(name: str) -> None:
+    found = order_rules.can_run_twice(read(name))
+    assert [problem for problem in found if problem.split(":")[0] not in LATER.get(name, ())] == []
+
+
+def test_cells_to_be_mended_later_are_there() -> None:
+    for name, ids in LATER.items():
+        assert ids <= {cell.id for cell in read(name).cells}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_a_section_misses_after_a_restart_has_a_heading(name: str) -> None:
+    notebook = read(name)
+    cells, ready = code_cells(notebook), restarts.names_made(setup_cell(notebook).source)
+    for heading, inside in sections(notebook).items():
+        missing = order_rules.sources_of(inside, cells[: cells.index(inside[0])])
+        for cell in inside:
+            for missed in (missing.keys() & order_rules.names_read(cell.source)) - ready:
+                assert restarts.made_under(missed, cell.source, [ROOT / name]), f"{heading}: {missed}"
+
+
+def lesson(*sources: str) -> NotebookNode:
+    """A notebook with a cell of code a source, named a, b, c ..., under headings of the same names."""
+    cells = []
+    for letter, source in zip("abcdef", sources, strict=False):
+        cells += [new_markdown_cell(f"## Part {letter}"), new_code_cell(source, id=letter)]
+    return new_notebook(cells=cells)
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        ("x = f(x)", "b: 'x' is made from its own old value"),
+        ("x += 1", "b: 'x' is made from its own old value"),
+        ("for n in x:\n    x = n", "b: 'x' is made from its own old value"),
+        ("x.append(1)", "b: 'x' of an earlier cell is changed"),
+        ("print(next(x))", "b: 'x' of an earlier cell is changed"),
+        ("y = attach(x, 'ia3')", "b: 'x' of an earlier cell is changed"),
+        ("y = x.block.register_forward_hook(f)", "b: 'x' of an earlier cell is changed"),
+        ("del x[0]", "b: 'x' of an earlier cell is changed"),
+    ],
+)
+def test_a_cell_that_goes_wrong_the_second_time_is_found(second: str, problem: str) -> None:
+    assert problem in order_rules.can_run_twice(lesson("f, x = print, []", second))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "x = []\nx.append(1)\nx += [2]",
+        "y = [x for x in range(3)]\nx = y",
+        "def g():\n    x.append(1)",
+        "hook = x.register_forward_hook(f)\nhook.remove()",
+        "try:\n    f()\nexcept ValueError as error:\n    print(error)",
+        "for n in x:\n    print(n)",
+        "model = attach(f(x)[0], 'ia3')",
+    ],
+)
+def test_a_cell_that_starts_anew_is_not_found(second: str) -> None:
+    assert order_rules.can_run_twice(lesson("f, x = print, []", second)) == []
+
+
+def test_a_name_from_below_is_found() -> None:
+    notebook = lesson("def f():\n    return y", "import z as w, v\nprint(len(w.x))", "y = 1")
+    assert order_rules.names_from_above(notebook) == ["a: no cell above makes 'y'"]
+
+
+def test_sources_are_the_last_cells_that_make_a_name() -> None:
+    above = code_cells(lesson("x, y = 1, 2", "x = 3", "z = 4"))
+    assert order_rules.sources_of(code_cells(lesson("w = x + y", "print(w, z)")), above) == {
+        "x": "b",
+        "y": "a",
+        "z": "c",
+    }
+
+
+def test_differences_are_those_that_nbval_would_find() -> None:
+    def printed(text: str) -> list[NotebookNode]:
+        return [new_output("stream", name="stdout", text=text)]
+
+    cell = new_code_cell("f()", id="a", outputs=printed("one at 0x7f0000000000\n"))
+    assert differences(cell, printed("one at 0x7fffffffffff\n")) == []
+    assert "stdout was 'one" in differences(cell, printed("two\n"))[0]
+    assert "stderr" in differences(cell, [*cell.outputs, new_output("stream", name="stderr", text="warning")])[0]
+    assert differences(cell, [new_output("error", ename="E", evalue="no")]) == ["a: E: no"]
+    picture = new_output("display_data", {"image/png": "aaaa", "text/plain": "A line."})
+    assert compared_text([picture]) == {"text/plain": "A line."}
+    cell.metadata["tags"] = ["nbval-ignore-output"]
+    assert differences(cell, printed("two\n")) == []
+
+
+# --- the message --------------------------------------------------------------------------------------------------
+
+
+def test_the_last_heading_above_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lesson.ipynb"
+    nbformat.write(
+        lesson("x, y = 1, 2", "import x", "print(x, y)", "%matplotlib inline\nq = 1", "def z(): q", "x"), path
+    )
+    (tmp_path / "broken.ipynb").write_text('{"cells": [1]}', encoding="utf-8")
+    paths = [tmp_path / "missing.ipynb", tmp_path / "broken.ipynb", path]
+    assert restarts.made_under("x", "print(x, y)", paths) == "Part b"
+    assert restarts.made_under("y", "print(x, y)\n", paths) == "Part a"
+    assert restarts.made_under("z", "x", paths) == "Part e"
+    assert restarts.made_under("z", "print(x, y)", paths) is None  # made below, where "run all above" does not go
+    assert restarts.made_under("q", "x", paths) is None  # in a cell that is not Python, and inside a function
+    assert restarts.made_under("x", "print(x, y)  # changed", paths) is None
+
+
+def test_nothing_happens_outside_a_notebook() -> None:
+    restarts.explain_missing_names()
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, str]:
+    """What a restarted kernel shows where each of the cells fails: cell -> error as name and message."""
+    data, loads = (next(c.source for c in read("02-Train.ipynb").cells if c.id == name) for name in ("data", "fresh"))
+    sources = {
+        "start": "from utils.restarts import explain_missing_names\nexplain_missing_names()\nexplain_missing_names()",
+        "lesson": data, "later": loads, "own": "reslt + 1", "elsewhere": "print(tokenizer)",
+        "library": "exec('tokenizer', {})", "other": "1 / 0",
+        "local": "def f():\n    x\n    x = 1\nf()",
+        "caught": "try:\n    tokenizer\nexcept NameError as error:\n    assert str(error).endswith('is not defined')",
+        "checked": "from utils.checks import Answer, Wrong\ndef f():\n    return profile\ntry:\n    Answer(f)()\n"
+                   "except Wrong as wrong:\n    raise ValueError(str(wrong)) from None",
+    }  # fmt: skip
+    notebook = new_notebook(cells=[new_code_cell(source) for source in sources.values()])
+    NotebookClient(
+        notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
+    errors = [[o for o in cell.outputs if o.output_type == "error"] for cell in notebook.cells]
+    return {
+        name: f"{found[0].ename}: {found[0].evalue}" + ("" if found[0].traceback else " (not shown)") if found else ""
+        for name, found in zip(sources, errors, strict=True)
+    }
+
+
+def test_a_restarted_kernel_says_what_to_run(shown: dict[str, str]) -> None:
+    assert shown["start"] == ""
+    assert shown["lesson"].startswith("NameError: name 'profile' is not defined. It is made above, under '02 · Train")
+    assert shown["later"].startswith(
+        "NameError: name 'load_base' is not defined. It is made above, under '2 · How many"
+    )
+    assert restarts.RUN_ABOVE in shown["lesson"] and restarts.RUN_ABOVE in shown["later"]
+
+
+def test_other_errors_are_shown_as_they_are(shown: dict[str, str]) -> None:
+    assert shown["own"] == "NameError: name 'reslt' is not defined"
+    assert shown["elsewhere"] == shown["library"] == "NameError: name 'tokenizer' is not defined"
+    assert shown["other"] == "ZeroDivisionError: division by zero"
+    assert shown["local"].startswith("UnboundLocalError") and restarts.RUN_ABOVE not in shown["local"]
+
+
+def test_checks_and_handlers_see_pythons_message(shown: dict[str, str]) -> None:
+    assert shown["caught"] == ""
+    assert "name 'profile' is not defined" in shown["checked"] and restarts.RUN_ABOVE not in shown["checked"]
