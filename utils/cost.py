@@ -86,14 +86,15 @@ def training_cost(
     """Seconds of a step (median), tokens per second and peak bytes of each method, one after the other.
 
     Random tokens, (batch, length); autocast to bfloat16 where the device is fast at it. Each model is alone on the
-    device, so that the peak is its own; the first two steps warm up.
+    device, so that the peak, the weights included, is its own; the first two steps warm up. On a CPU give each method
+    a process of its own: memory that an earlier one has freed and not given back does not show in the next one's peak.
     """
     rows = []
     for method in methods:
-        model = attach(make_base(), method).train()
-        optimizer = idle_optimizer(model)
-        ids = torch.randint(0, model.config.vocab_size, (batch, length), device=model.device)
         with PeakMemory() as peak:
+            model = attach(make_base(), method).train()
+            optimizer = idle_optimizer(model)
+            ids = torch.randint(0, model.config.vocab_size, (batch, length), device=model.device)
             seconds = [step_seconds(model, optimizer, {"input_ids": ids, "labels": ids}) for _ in range(rounds + 2)][2:]
         step = statistics.median(seconds)
         rows.append({"method": method, "trainable": count_parameters(model).trainable, "step_seconds": step,

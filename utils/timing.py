@@ -1,0 +1,52 @@
+"""Times of several candidates from one interleaved run, and their ratios with a spread.
+
+For: whatever is said to be faster or slower than something else. Candidates take turns (A B A B ...), so that a slow
+minute of the machine hits all of them, and a ratio is taken within a round. Not for: what is timed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """A median with the lowest and the highest value."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one number. Raises ValueError for none."""
+        if not values:
+            raise ValueError("a spread needs at least one value: measure one round or more")
+        return cls(statistics.median(values), min(values), max(values))
+
+
+def interleave(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each candidate returns when it is called, `rounds` times in turn; one more round before that warms up."""
+    values: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds + 1):
+        for name, run in candidates.items():
+            values[name].append(run())
+    return {name: found[1:] for name, found in values.items()}
+
+
+def ratios(values: Sequence[float], yardstick: Sequence[float]) -> Spread:
+    """`values` over `yardstick`, round by round. Raises ValueError where there are not as many of them."""
+    return Spread.of([value / base for value, base in zip(values, yardstick, strict=True)])
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call, to its end on the GPU where one computes."""
+    started = time.perf_counter()
+    run()
+    torch = sys.modules.get("torch")  # whoever uses a GPU has imported it
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
