@@ -20,6 +20,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -53,6 +55,8 @@ def parts(scale: Sizes) -> dict[str, Part]:
             ("mixed", mixed_rows),
         ):  # fmt: skip
             here[f"{name}-{model}"] = partial(alone, scale, rows, scale, model)
+        if model == "124M" and pick_device().type == "cpu":  # minutes a round
+            del here[f"generating-{model}"]
         here[f"training-{model}"] = partial(training_rows, scale, model)
         here[f"memory-{model}"] = partial(memory_rows, scale, model)
     large = scale.models[-1]
@@ -86,7 +90,7 @@ def opened(path: Path, header: dict) -> dict:
         return record
     if record:
         print(f"{path.name} is of another machine, other versions or sizes: it is begun anew")
-    return header | {"rows": {}, "growth": {}}
+    return header | {"rows": {}, "growth": {}, "load": {}}
 
 
 def measure(record: dict, path: Path, scale: Sizes, only: Sequence[str]) -> None:
@@ -98,6 +102,7 @@ def measure(record: dict, path: Path, scale: Sizes, only: Sequence[str]) -> None
         if (only and not name.startswith(tuple(only))) or (not only and done(shelf.get(key))):
             continue
         started = time.monotonic()
+        record["load"][name] = psutil.getloadavg()[0]
         shelf[key] = attempt(name, part)
         write_json(path, record)
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)

@@ -5,6 +5,7 @@ Every point comes from a fresh process, so that its memory is its own. Not for: 
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +15,7 @@ from bench_rows import NOT_MEASURED, Row, Sizes, make_model, own_process, row, s
 from bench_use import ADAPTERS, endless, prompts, random_factors
 from transformers import GPT2LMHeadModel
 
-from utils.adapters import AdapterLibrary, attach, ia3_config
+from utils.adapters import attach, ia3_config
 from utils.config import PROFILES
 from utils.cost import training_cost
 from utils.generation import generate
@@ -61,8 +62,8 @@ def memory_rows(sizes: Sizes, model: str) -> list[Row]:
         with own_process(sizes.isolated) as call:
             return call(train_point, place, method, 1)["peak_bytes"] / 2**20
 
-    methods = METHODS_OF[model]
-    peaks = interleave({method: partial(peak, method) for method in methods}, min(sizes.rounds_large, 2))
+    methods, rounds = METHODS_OF[model], 1 if model == "124M" else 2
+    peaks = interleave({method: partial(peak, method) for method in methods}, rounds, warm_up=False)
     return [
         row(f"memory-{model}-{method}", f"memory of training {model} by {method}", "full fine-tuning", peaks[method],
             peaks["full"], unit="MiB", better="lower", batch=place.batch, length=place.length)
@@ -115,37 +116,33 @@ def resident_points(sizes: Sizes, count: int) -> list[Point]:
 
 
 def resident_point(shape: str, count: int, new_tokens: int, rounds: int) -> Point:
-    """Tokens a second of a batch of eight, memory of the adapters, seconds to switch."""
-    library = AdapterLibrary(endless(make_model(shape)), tokenizer())
+    """Tokens a second of a batch of eight, and memory of the adapters."""
+    base = endless(make_model(shape))
     before = memory_used()
-    library.model = attach(library.base, "ia3").eval()
+    model = attach(base, "ia3").eval()
     for number in range(1, count):
-        library.model.add_adapter(f"a{number}", ia3_config())
-    for number, name in enumerate(library.tasks):
-        random_factors(library.model, number, name)
-    taken, names = memory_used() - before, library.tasks
+        model.add_adapter(f"a{number}", ia3_config())
+    names = list(model.peft_config)
+    for number, name in enumerate(names):
+        random_factors(model, number, name)
+    taken = memory_used() - before
     chosen = [names[number % count] for number in range(ADAPTERS)]
     texts = prompts(ADAPTERS)
 
     def one() -> None:
-        library.generate(names[-1], texts, new_tokens=new_tokens, do_sample=False)
+        generate(model, tokenizer(), texts, new_tokens=new_tokens, do_sample=False)
 
     def mixed() -> None:
-        with mixed_adapters(library.model, chosen) as ready:
-            generate(ready, library.tokenizer, texts, new_tokens=new_tokens, do_sample=False)
+        with mixed_adapters(model, chosen) as ready:
+            generate(ready, tokenizer(), texts, new_tokens=new_tokens, do_sample=False)
 
-    def switch() -> None:
-        with library.use(names[-1]):
-            pass
-
-    runs = {"one": one, "mixed": mixed, "switch": switch}
-    times = interleave({name: partial(seconds, run) for name, run in runs.items()}, rounds)
-    best = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+    times = interleave({run.__name__: partial(seconds, run) for run in (one, mixed)}, rounds)
+    typical = {name: statistics.median(values) for name, values in times.items()}
     tokens = ADAPTERS * new_tokens
     return {
-        "one_tokens_per_second": tokens / best["one"], "mixed_tokens_per_second": tokens / best["mixed"],
-        "switch_seconds": best["switch"], "adapters_bytes": taken,
-        "numbers_bytes": 4 * sum(p.numel() for n, p in library.model.named_parameters() if "ia3_l" in n),
+        "one_tokens_per_second": tokens / typical["one"], "mixed_tokens_per_second": tokens / typical["mixed"],
+        "adapters_bytes": taken,
+        "numbers_bytes": 4 * sum(p.numel() for n, p in model.named_parameters() if "ia3_l" in n),
     }  # fmt: skip
 
 

@@ -28,13 +28,15 @@ class Spread(NamedTuple):
         return cls(statistics.median(values), min(values), max(values))
 
 
-def interleave(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(
+    candidates: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
     """What each candidate returns when it is called, `rounds` times in turn; one more round before that warms up."""
     values: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds + 1):
+    for _ in range(rounds + warm_up):
         for name, run in candidates.items():
             values[name].append(run())
-    return {name: found[1:] for name, found in values.items()}
+    return {name: found[int(warm_up) :] for name, found in values.items()}
 
 
 def ratios(values: Sequence[float], yardstick: Sequence[float]) -> Spread:
