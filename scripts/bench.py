@@ -2,6 +2,7 @@
 
     python scripts/bench.py                        # what is missing: JSON, one table, figures
     python scripts/bench.py --only opening mixed   # parts whose name begins so, again
+    python scripts/bench.py --one-thread           # processor time on one thread: for a machine that others use too
     python scripts/bench.py --keep                 # also assets/runs/bench.json, which README quotes
     python scripts/bench.py --quick --folder DIR   # a trial of every part in tiny sizes
 
@@ -13,6 +14,7 @@ cores. What needs CUDA reads "not measured" without it. Not for: students, or wh
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -34,6 +37,7 @@ from bench_use import generating_rows, latency_rows, mixed_rows, opening_rows, s
 
 from utils.gpu import pick_device  # noqa: E402
 from utils.runs import environment, read_json, write_json  # noqa: E402
+from utils.timing import PROCESSOR_TIME  # noqa: E402
 
 KEPT = ROOT / "assets" / "runs" / "bench.json"
 CUDA = {  # part: function, what, against what
@@ -141,11 +145,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="measure these again, nothing else")
     parser.add_argument("--keep", action="store_true", help="write the record that README quotes")
+    parser.add_argument("--one-thread", action="store_true", help="processor time on one thread, for a busy machine")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     options = parser.parse_args(arguments)
+    if options.one_thread:
+        torch.set_num_threads(1)
+        os.environ |= {"OMP_NUM_THREADS": "1", PROCESSOR_TIME: "1"}
     scale = sizes(options.quick)
     versions, hardware = environment()
-    header = {"quick": options.quick, "versions": versions, "hardware": hardware, "sizes": plain(asdict(scale))}
+    clock = "processor time on one thread" if options.one_thread else "the clock"
+    header = {
+        "quick": options.quick,
+        "clock": clock,
+        "versions": versions,
+        "hardware": hardware,
+        "sizes": plain(asdict(scale)),
+    }
     path = options.folder / "bench.json"
     record = opened(path, header)
     measure(record, path, scale, options.only)

@@ -46,7 +46,7 @@ class Sizes:
 
     models: tuple[str, ...] = ("mini", "124M")
     rounds: int = 5
-    rounds_large: int = 3  # for what takes many seconds a turn
+    rounds_large: int = 2  # for what takes many seconds a turn
     steps: int = 4
     steps_large: int = 1
     reviews: int = MINI.train_reviews

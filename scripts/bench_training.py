@@ -9,7 +9,8 @@ Not for: quality.
 from __future__ import annotations
 
 import tempfile
-import time
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache, partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -27,7 +28,7 @@ from utils.config import PROFILES
 from utils.data import to_blocks
 from utils.flops import best_size, product_flops, product_seconds, training_flops
 from utils.gpu import fast_bf16, pick_device
-from utils.timing import interleave, seconds
+from utils.timing import interleave, now, seconds
 from utils.training import training_arguments
 
 DOCUMENT_BATCH, DOCUMENT_RATE, DOCUMENT_LENGTH = 8, 8e-3, 128  # as in document 002
@@ -48,13 +49,13 @@ class Clock(TrainerCallback):
     def on_step_begin(self, *_: object, **__: object) -> None:
         """The first step's batch is there."""
         if not self.times:
-            self.times.append(time.perf_counter())
+            self.times.append(now())
 
     def on_step_end(self, *_: object, **__: object) -> None:
         """A step is done, and with the next one its batch is fetched: that counts."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+        self.times.append(now())
 
 
 @cache
@@ -67,8 +68,7 @@ def course_trainer(model: str, bf16: bool, steps: int, reviews: int) -> tuple[Tr
         profile, Path(tempfile.gettempdir()), pick_device(), learning_rate=profile.learning_rates["ia3"], steps=steps,
         seed=0,
     )  # fmt: skip
-    arguments.bf16, arguments.eval_strategy, arguments.save_strategy = bf16, "no", "no"
-    arguments.load_best_model_at_end = False
+    arguments = replace(arguments, bf16=bf16, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
     blocks = to_blocks(texts, tokenizer(), profile.block_length)
     trainer = Trainer(model=peft_model, args=arguments, train_dataset=blocks, callbacks=[clock])
     trainer.remove_callback(PrinterCallback)
@@ -133,22 +133,24 @@ def product_rate(dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
 
 
 def training_rows(sizes: Sizes, model: str) -> list[Row]:
-    """All lines on the training of one model, from one interleaved run; the loop has a process of its own."""
+    """All lines on the training of one model, from one interleaved run; each way has a process of its own."""
     rounds, steps = sizes.turns(model)
     formats = {"bf16": torch.bfloat16} if fast_bf16(pick_device()) else {}
     formats["float32"] = torch.float32
     lengths = (DOCUMENT_LENGTH, WHOLE[model])
-    with own_process(sizes.isolated) as ours, own_process(sizes.isolated) as theirs:
+    with ExitStack() as stack:  # Accelerate knows one number format a process
+        ours = {name: stack.enter_context(own_process(sizes.isolated)) for name in formats}
+        theirs = stack.enter_context(own_process(sizes.isolated))
         measured = interleave(
             {
-                **{f: partial(ours, course_rate, model, f == "bf16", steps, sizes.reviews) for f in formats},
+                **{f: partial(ours[f], course_rate, model, f == "bf16", steps, sizes.reviews) for f in formats},
                 **{n: partial(theirs, document_rate, model, n, steps, sizes.reviews) for n in lengths},
-                **{t: partial(ours, product_rate, t, sizes.products) for t in formats.values()},
+                **{t: partial(theirs, product_rate, t, sizes.products) for t in formats.values()},
             },
             rounds,
         )
         length = PROFILE_OF[model].block_length
-        flops = training_flops(ours(model_config, model), length)
+        flops = training_flops(theirs(model_config, model), length)
     batch = f"{PROFILE_OF[model].batch_size} x {length} packed"
     rows = []
     for name, dtype in formats.items():

@@ -6,6 +6,7 @@ Not for: training (`bench_training.py`), growth (`bench_growth.py`).
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
 from utils.generation import evaluation_mode, generate, latency
 from utils.mixed import mixed_adapters
-from utils.timing import interleave, seconds
+from utils.timing import PROCESSOR_TIME, interleave, now, seconds
 
 SAMPLING = {name: PROFILES["mini"].sampling[name] for name in ("temperature", "top_p")}
 ADAPTERS = 8
@@ -219,12 +220,13 @@ def course_imports() -> str:
 
 def process_seconds(code: str) -> float:
     """Seconds of a fresh Python process that runs `code` in the course's folder. Raises RuntimeError where it fails."""
-    result = []
-    elapsed = seconds(
-        lambda: result.append(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True))
-    )
-    if result[0].returncode:
-        raise RuntimeError(f"a fresh process failed: {result[0].stderr.decode(errors='replace')[-300:]}")
+    started, before = now(), os.times()
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    elapsed, after = now() - started, os.times()
+    if result.returncode:
+        raise RuntimeError(f"a fresh process failed: {result.stderr.decode(errors='replace')[-300:]}")
+    if os.environ.get(PROCESSOR_TIME) == "1":  # that of the process that was started, not of this one
+        return after.children_user + after.children_system - before.children_user - before.children_system
     return elapsed
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from utils.config import ASSETS, PROFILES, Profile
 from utils.generation import latency
 from utils.gpu import PeakMemory, saved_for_backward
 from utils.runs import read_json
+from utils.timing import seconds
 from utils.training import idle_optimizer, step_ratios, step_seconds, trainable_bytes
 
 Row = dict[str, str | float | int | None]
@@ -95,8 +97,9 @@ def training_cost(
             model = attach(make_base(), method).train()
             optimizer = idle_optimizer(model)
             ids = torch.randint(0, model.config.vocab_size, (batch, length), device=model.device)
-            seconds = [step_seconds(model, optimizer, {"input_ids": ids, "labels": ids}) for _ in range(rounds + 2)][2:]
-        step = statistics.median(seconds)
+            one_step = partial(step_seconds, model, optimizer, {"input_ids": ids, "labels": ids})
+            times = [seconds(one_step) for _ in range(rounds + 2)][2:]
+        step = statistics.median(times)
         rows.append({"method": method, "trainable": count_parameters(model).trainable, "step_seconds": step,
                      "tokens_per_second": batch * length / step, "peak_bytes": peak.bytes})  # fmt: skip
         del model, optimizer

@@ -6,11 +6,14 @@ minute of the machine hits all of them, and a ratio is taken within a round. Not
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+PROCESSOR_TIME = "BENCH_PROCESSOR_TIME"  # an environment variable, so that processes started from here read it too
 
 
 class Spread(NamedTuple):
@@ -44,11 +47,20 @@ def ratios(values: Sequence[float], yardstick: Sequence[float]) -> Spread:
     return Spread.of([value / base for value, base in zip(values, yardstick, strict=True)])
 
 
+def now() -> float:
+    """Seconds by the clock; of this process's processor time where `PROCESSOR_TIME` is set to 1.
+
+    On a machine that others use as well the clock measures them too. Processor time, on one thread, does not: several
+    threads wait for each other, and their waiting counts as work.
+    """
+    return time.process_time() if os.environ.get(PROCESSOR_TIME) == "1" else time.perf_counter()
+
+
 def seconds(run: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call, to its end on the GPU where one computes."""
-    started = time.perf_counter()
+    """Seconds of one call (`now`), to its end on the GPU where one computes."""
+    started = now()
     run()
     torch = sys.modules.get("torch")  # whoever uses a GPU has imported it
     if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return now() - started
