@@ -62,7 +62,8 @@ def text_table(record: Mapping) -> str:
         for line in all_rows(record)
     ]  # fmt: skip
     hardware = record["hardware"]
-    head = f"{hardware['device']}, {hardware['name']}, {hardware['cores']} cores, {record['clock']}, torch {record['versions']['torch']}"
+    head = f"{hardware['device']}, {hardware['name']}, {hardware['cores']} cores, torch {record['versions']['torch']}"
+    head += f", measured by {record['clock']}"
     return f"{head}\n\n{table(rows, list(rows[0]))}\n"
 
 

@@ -175,9 +175,8 @@ def _device_bench(record: dict | None, name: str) -> str:
         return f"**{name}**: not measured.\n"
     lines = [line for line in all_rows(record) if line["ratio"] is not None]
     rows = [(line["what"], line["against"], ratio_text(line), aim_text(line)) for line in lines]
-    heading = (
-        f"**{name}**: {record['hardware']['name']}, {record['hardware']['cores']} cores, measured by {record['clock']}."
-    )
+    hardware = record["hardware"]
+    heading = f"**{name}**: {hardware['name']}, {hardware['cores']} cores, measured by {record['clock']}."
     return f"{heading}\n\n{markdown(['what', 'against', 'ratio (lowest to highest round)', 'aim'], rows)}"
 
 

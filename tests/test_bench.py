@@ -108,6 +108,18 @@ def test_opening_is_timed_in_fresh_processes(monkeypatch):
         bench_use.process_seconds("nothing_of_this_name")
 
 
+def test_a_busy_machine_is_measured_by_processor_time(stand_ins, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.os, "environ", dict(os.environ))
+    before = torch.get_num_threads()
+    try:
+        run(tmp_path, "--one-thread")
+        assert torch.get_num_threads() == 1 and bench.os.environ["OMP_NUM_THREADS"] == "1"
+    finally:
+        torch.set_num_threads(before)
+    record = read_json(tmp_path / "bench.json")
+    assert record["hardware"]["threads"] == 1 and "one thread" in (tmp_path / "bench.txt").read_text(encoding="utf-8")
+
+
 def test_growth_has_a_point_for_each_method_and_place():
     assert set(bench_growth.places(TRIAL, "length")) == {16, 32} and set(bench_growth.places(TRIAL, "batch")) == {1, 2}
     points = bench_growth.growth_points(TRIAL, "batch", 2)

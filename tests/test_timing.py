@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from conftest import make_tiny_model
@@ -9,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utils.adapters import attach
 from utils.flops import FROZEN, TRAINED, best_size, product_flops, product_seconds, training_flops
-from utils.timing import Spread, interleave, ratios, seconds
+from utils.timing import PROCESSOR_TIME, Spread, interleave, ratios, seconds
 
 
 def test_candidates_take_turns_and_the_first_round_warms_up():
@@ -33,6 +35,13 @@ def test_ratios_are_taken_round_by_round():
         ratios([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="at least one value"):
         ratios([], [])
+
+
+def test_processor_time_does_not_count_waiting(monkeypatch):
+    monkeypatch.setenv(PROCESSOR_TIME, "1")
+    assert seconds(lambda: time.sleep(0.2)) < 0.1
+    monkeypatch.delenv(PROCESSOR_TIME)
+    assert seconds(lambda: time.sleep(0.2)) > 0.1
 
 
 def test_seconds_are_those_of_the_call():
