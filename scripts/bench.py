@@ -128,15 +128,20 @@ def attempt(name: str, part: Part) -> list[Row]:
         return [line | {"reason": f"failed: {type(error).__name__}: {reason[0][:200]}", "x": None}]
 
 
-def keep(record: dict) -> None:
-    """Put the record into `assets` beside the other kind of device's. Stops at a trial, or where a part failed."""
+def keep(record: dict, scale: Sizes) -> None:
+    """Put the record into `assets` beside the other kind of device's; a part that was never run says so there.
+
+    Stops at a trial in tiny sizes, or where a part failed.
+    """
     lines = [
         line for shelf in (record["rows"], *record["growth"].values()) for found in shelf.values() for line in found
     ]
     failed = [str(line.get("name", "growth")) for line in lines if str(line.get("reason", "")).startswith("failed")]
     if record["quick"] or failed:
         sys.exit(f"not kept: {'a trial in tiny sizes' if record['quick'] else 'failed: ' + ', '.join(failed)}")
-    write_json(KEPT, read_json(KEPT) | {record["hardware"]["device"]: record})
+    missing = {name: [unmeasured(name, name, "", "not run yet")] for name in parts(scale) if name not in record["rows"]}
+    whole = record | {"rows": record["rows"] | missing}
+    write_json(KEPT, read_json(KEPT) | {record["hardware"]["device"]: whole})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print((write_report(record, options.folder)[0]).read_text(encoding="utf-8"))
     print(f"not measured: {', '.join(not_measured(record)) or 'nothing'}")
     if options.keep:
-        keep(record)
+        keep(record, scale)
     return 0
 
 

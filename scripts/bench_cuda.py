@@ -13,7 +13,10 @@ import torch
 from bench_rows import Row, Sizes, make_model, positive_reviews, row, tokenizer
 from bench_training import PROFILE_OF, course_rate, product_rate
 from bench_use import endless, prompts
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from utils.adapters import attach
 from utils.flops import training_flops
@@ -26,6 +29,37 @@ AIM_SECONDS = 60.0  # of training, for the gpt2 profile on one H200
 LONGEST = 512  # tokens of a review in the comparison of padded and flattened batches
 
 
+def review_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each review of a row that holds many: `query` (1, heads, tokens, size) of all of them.
+
+    `cu_seq_lens_q`: where each begins, and the end. On a GPU PyTorch's variable-length kernel, elsewhere one by one.
+    """
+    if query.is_cuda:
+        q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+        ends, longest = cu_seq_lens_q.int(), int(max_length_q)
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(-1, 0), scale=scaling)
+        return out[None], None
+    sizes = cu_seq_lens_q.diff().tolist()
+    reviews = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
+    outs = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling) for q, k, v in reviews]
+    return torch.cat(outs, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register("reviews", review_attention)
+AttentionMaskInterface.register("reviews", lambda *_, **__: None)
+
+
 class Stepper:
     """Training steps of (IA)³ on one model, at rate 0: `run(batch, times)`."""
 
@@ -34,7 +68,7 @@ class Stepper:
         self.optimizer = idle_optimizer(self.model)
         self.forward = torch.compile(self.model, backend=compiled) if compiled else self.model
 
-    def run(self, batch: dict[str, torch.Tensor], times: int) -> None:
+    def run(self, batch: dict[str, Tensor], times: int) -> None:
         """`times` steps on the same batch, on the model's device."""
         for _ in range(times):
             with autocast(self.model.device) if self.bf16 else contextlib.nullcontext():
@@ -44,7 +78,7 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
 
 
-def random_batch(model: str, device: torch.device) -> dict[str, torch.Tensor]:
+def random_batch(model: str, device: torch.device) -> dict[str, Tensor]:
     """One batch of the profile's size."""
     profile = PROFILE_OF[model]
     ids = torch.randint(0, 8192, (profile.batch_size, profile.block_length), device=device)
@@ -99,24 +133,24 @@ def flattened_batches(model: str, reviews: int, device: torch.device) -> tuple[d
     encoded = tok(positive_reviews(reviews), truncation=True, max_length=LONGEST)["input_ids"]
     features = [{"input_ids": ids, "labels": list(ids)} for ids in encoded]
     padded = DataCollatorForSeq2Seq(tok, padding=True)([dict(one) for one in features])
-    flat = DataCollatorWithFlattening(return_tensors="pt")(features)
-    keep = ("input_ids", "labels", "position_ids")
-    flat = {name: flat[name].to(device) for name in keep}
+    flat = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True)(features)
+    keep = ("input_ids", "labels", "position_ids", "cu_seq_lens_q")
+    flat = {name: flat[name].to(device) for name in keep} | {"max_length_q": flat["max_length_q"]}
     return {name: tensor.to(device) for name, tensor in padded.items()}, flat, sum(map(len, encoded))
 
 
-def flattened_rows(sizes: Sizes, model: str, attention: str = "flex_attention") -> list[Row]:
+def flattened_rows(sizes: Sizes, model: str) -> list[Row]:
     """Whole reviews behind each other, each attending to itself only, against the same reviews padded."""
     reviews = 4 if sizes.reviews < 100 else 32
     padded, flat, tokens = flattened_batches(model, reviews, pick_device())
     runs = {
-        "flat": partial(Stepper(model, attention=attention).run, flat, sizes.steps),
+        "flat": partial(Stepper(model, attention="reviews").run, flat, sizes.steps),
         "padded": partial(Stepper(model).run, padded, sizes.steps),
     }
     times = interleave({name: partial(seconds, run) for name, run in runs.items()}, sizes.rounds)
     rates = {name: [sizes.steps * tokens / value for value in values] for name, values in times.items()}
     return [row(
-        f"cuda-flattened-{model}", f"training {model} on {reviews} whole reviews without padding, {attention}",
+        f"cuda-flattened-{model}", f"training {model} on {reviews} whole reviews, unpadded, variable-length attention",
         "the same reviews padded", rates["flat"], rates["padded"], unit="useful tokens/s", longest=LONGEST,
     )]  # fmt: skip
 

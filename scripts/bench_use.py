@@ -24,6 +24,7 @@ from utils.adapters import AdapterLibrary, attach, ia3_parameters, merge, save_a
 from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
 from utils.generation import evaluation_mode, generate, latency
+from utils.gpu import pick_device
 from utils.mixed import mixed_adapters
 from utils.timing import PROCESSOR_TIME, interleave, now, seconds
 
@@ -122,7 +123,7 @@ def stored_adapters(model: str, count: int) -> Iterator[Path]:
 def filled_library(model: str, folder: Path, count: int) -> AdapterLibrary:
     """A library with the adapters of `stored_adapters`."""
     library = AdapterLibrary(GPT2LMHeadModel.from_pretrained(folder / "base").eval(), tokenizer())
-    library.base.to(make_model(model).device if torch.cuda.is_available() else "cpu")
+    library.base.to(pick_device())
     for number in range(count):
         library.load(f"a{number}", folder / f"a{number}")
     return library

@@ -173,7 +173,7 @@ def bench_part(assets: Path) -> str:
 def _device_bench(record: dict | None, name: str) -> str:
     if not record:
         return f"**{name}**: not measured.\n"
-    lines = [line for line in all_rows(record) if line["ratio"] is not None]
+    lines = [line for line in all_rows(record) if line["ratio"] is not None or not line["name"].startswith("cuda")]
     rows = [(line["what"], line["against"], ratio_text(line), aim_text(line)) for line in lines]
     hardware = record["hardware"]
     heading = f"**{name}**: {hardware['name']}, {hardware['cores']} cores, measured by {record['clock']}."

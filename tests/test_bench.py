@@ -43,7 +43,7 @@ def on_a_cpu(monkeypatch, tmp_path):
         partial(bench_growth.memory_rows, TRIAL, "tiny"),
         partial(bench_cuda.format_rows, TRIAL, "tiny"),
         partial(bench_cuda.compile_rows, TRIAL, "tiny", "eager"),
-        partial(bench_cuda.flattened_rows, TRIAL, "tiny", "sdpa"),
+        partial(bench_cuda.flattened_rows, TRIAL, "tiny"),
         partial(bench_cuda.static_rows, TRIAL, "tiny"),
         partial(bench_cuda.profile_rows, TRIAL, "tiny"),
     ],
@@ -74,12 +74,14 @@ def test_the_documents_loop_pads_and_counts_no_padding(monkeypatch):
 
 def test_flattened_reviews_see_nothing_of_each_other():
     padded, flat, tokens = bench_cuda.flattened_batches("tiny", 3, torch.device("cpu"))
+    packed = make_model("tiny", attention="reviews")
     model = make_model("tiny")
+    labels = flat.pop("labels")
     with torch.no_grad():
-        together = model(input_ids=flat["input_ids"], position_ids=flat["position_ids"], use_cache=False).logits[0]
+        together = packed(**flat, use_cache=False).logits[0]
         apart = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits
     alone = torch.cat([logits[mask.bool()] for logits, mask in zip(apart, padded["attention_mask"], strict=True)])
-    assert together.shape == alone.shape and len(alone) == tokens
+    assert together.shape == alone.shape and len(alone) == tokens == labels.numel()
     assert torch.allclose(together, alone, atol=1e-4)
 
 
@@ -252,7 +254,10 @@ def test_only_a_whole_run_is_kept(stand_ins, tmp_path, monkeypatch):
 def test_readme_quotes_what_was_kept(stand_ins, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "sizes", lambda _: TRIAL)
     bench.main(["--folder", str(tmp_path / "whole"), "--keep"])
+    monkeypatch.setattr(bench, "parts", lambda _: {"later": None, "first": None})
+    bench.keep(read_json(tmp_path / "whole" / "bench.json"), TRIAL)
     text = readme_numbers.bench_part(tmp_path / "assets")
+    assert "| later |  | not measured: not run yet |" in text
     assert "| the first thing | another | 1.75 (1.5 to 2) | 1.5 or more: reached |" in text
     assert "something" not in text and "**CUDA**: not measured." in text
     assert readme_numbers.bench_part(tmp_path).count("not measured") == 2
