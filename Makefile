@@ -9,6 +9,7 @@
 #   make extensions       the same, and replay the optional labs into build/course
 #   make test-extensions  the same, and replay them comparing their outputs
 #   make refresh     run the committed notebooks and write them back with fresh outputs
+#   make bench       measure speed and memory side by side with what they are compared with, into build/bench
 #   make lint, make format
 # What an instructor runs; docs/instructor.md has the rest.
 #   make student                      write the student edition to build/student and build/student.zip
@@ -34,7 +35,7 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
 .PHONY: course env env-extensions extensions lab test test-extensions test-unit test-notebooks test-order test-gpu refresh lint format \
-	student grade formgrader formgrader-marks bench-grading
+	student grade formgrader formgrader-marks bench bench-grading
 
 course: env
 	$(REPLAYED) $(RUN) scripts/replay.py $(NOTEBOOKS)
@@ -110,6 +111,9 @@ $(FORMGRADER)/installed.txt: requirements-formgrader.txt
 	$(PYTHON) -m venv $(FORMGRADER)
 	$(FORMGRADER)/bin/python -m pip install --disable-pip-version-check -r requirements-formgrader.txt
 	cp requirements-formgrader.txt $@
+
+bench: env
+	$(RUN) scripts/bench.py $(BENCH)
 
 bench-grading: env
 	$(RUN) scripts/bench_grading.py $(BENCH)

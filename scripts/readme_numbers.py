@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench_report import aim_text, all_rows, ratio_text  # noqa: E402
 from readme_labs import labs_part, table  # noqa: E402
 
 from utils.adapters import METHODS  # noqa: E402
@@ -159,6 +160,22 @@ def grading_part(assets: Path) -> str:
     )
 
 
+def bench_part(assets: Path) -> str:
+    """For a CPU and for CUDA: each line of the benchmark as a ratio with its spread, by `bench.py --keep`."""
+    kept = read_json(assets / "runs" / "bench.json")
+    return "\n".join(_device_bench(kept.get(device), name) for device, name in (("cpu", "CPU"), ("cuda", "CUDA")))
+
+
+def _device_bench(record: dict | None, name: str) -> str:
+    if not record:
+        return f"**{name}**: not measured.\n"
+    lines = [line for line in all_rows(record) if line["ratio"] is not None or not line["name"].startswith("cuda")]
+    rows = [(line["what"], line["against"], ratio_text(line), aim_text(line)) for line in lines]
+    hardware = record["hardware"]
+    heading = f"**{name}**: {hardware['name']}, {hardware['cores']} cores, measured by {record['clock']}."
+    return f"{heading}\n\n{table(['what', 'against', 'ratio (lowest to highest round)', 'aim'], rows)}"
+
+
 def _method_row(row: dict, records: Sequence[RunRecord]) -> list[str]:
     """One line: counts, bytes, the share of positive texts with the lowest and the highest seed."""
     shares = [record.metrics["positivity"]["value"] for record in records if record.method == row["method"]]
@@ -180,6 +197,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "dial": dial_part, "notebooks": notebooks_part, "base": base_part, "runs": runs_part,
     "audit": audit_part, "exercises": exercises_part, "grading": grading_part,
     "labs": labs_part,
+    "bench": bench_part,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pickle
 import random
 import subprocess
@@ -166,6 +167,15 @@ def test_a_notebook_starts_quiet_and_seeded(monkeypatch):
     drawn = torch.rand(1)
     config.seed_everything(profile.seed)
     assert torch.equal(drawn, torch.rand(1))
+
+
+def test_datasets_is_quiet_though_a_notebook_loads_it_later():
+    code = (
+        "import sys, utils.config; utils.config.quiet(); print('datasets' in sys.modules); import datasets; "
+        "print(datasets.are_progress_bars_disabled(), datasets.utils.logging.get_verbosity())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.stdout.split() == ["False", "True", str(logging.ERROR)], done.stderr
 
 
 def test_importing_the_configuration_is_cheap():

@@ -14,6 +14,7 @@ module imports neither torch nor transformers.
 
 import os
 import random
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -190,17 +191,26 @@ def artifacts_dir(profile: Settings) -> Path:
 
 def quiet() -> None:
     """Switch off the libraries' progress bars and chatter, which notebooks would store; errors still show."""
-    import datasets
     import huggingface_hub.utils
     import transformers
 
-    for library in (transformers.utils.logging, datasets.utils.logging, huggingface_hub.utils.logging):
+    for library in (transformers.utils.logging, huggingface_hub.utils.logging):
         library.set_verbosity_error()  # the log line "`loss_type=None` was set ..." goes with it
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     huggingface_hub.utils.disable_progress_bars()
+    _quiet_datasets()
     warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*loss_type=None.*")
+
+
+def _quiet_datasets() -> None:
+    """The same for `datasets`, which takes long to import: where it is not loaded yet, it finds these variables."""
+    if datasets := sys.modules.get("datasets"):
+        datasets.utils.logging.set_verbosity_error()
+        datasets.disable_progress_bars()
+        return
+    os.environ["DATASETS_VERBOSITY"] = "error"
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def setup_notebook(name: str | None = None) -> Profile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from utils.config import ASSETS, PROFILES, Profile
 from utils.generation import latency
 from utils.gpu import PeakMemory, saved_for_backward
 from utils.runs import read_json
+from utils.timing import seconds
 from utils.training import idle_optimizer, step_ratios, step_seconds, trainable_bytes
 
 Row = dict[str, str | float | int | None]
@@ -86,16 +88,18 @@ def training_cost(
     """Seconds of a step (median), tokens per second and peak bytes of each method, one after the other.
 
     Random tokens, (batch, length); autocast to bfloat16 where the device is fast at it. Each model is alone on the
-    device, so that the peak is its own; the first two steps warm up.
+    device, so that the peak, the weights included, is its own; the first two steps warm up. On a CPU give each method
+    a process of its own: memory that an earlier one has freed and not given back does not show in the next one's peak.
     """
     rows = []
     for method in methods:
-        model = attach(make_base(), method).train()
-        optimizer = idle_optimizer(model)
-        ids = torch.randint(0, model.config.vocab_size, (batch, length), device=model.device)
         with PeakMemory() as peak:
-            seconds = [step_seconds(model, optimizer, {"input_ids": ids, "labels": ids}) for _ in range(rounds + 2)][2:]
-        step = statistics.median(seconds)
+            model = attach(make_base(), method).train()
+            optimizer = idle_optimizer(model)
+            ids = torch.randint(0, model.config.vocab_size, (batch, length), device=model.device)
+            one_step = partial(step_seconds, model, optimizer, {"input_ids": ids, "labels": ids})
+            times = [seconds(one_step) for _ in range(rounds + 2)][2:]
+        step = statistics.median(times)
         rows.append({"method": method, "trainable": count_parameters(model).trainable, "step_seconds": step,
                      "tokens_per_second": batch * length / step, "peak_bytes": peak.bytes})  # fmt: skip
         del model, optimizer

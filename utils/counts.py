@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import BertConfig, BloomConfig, GPT2Config, T5Config
+
+if TYPE_CHECKING:  # a notebook's first cell needs this module, and no model's code
+    from transformers import BertConfig, BloomConfig, GPT2Config, T5Config
 
 LORA_RANK = 8
 PREFIX_TOKENS = 20

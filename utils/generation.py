@@ -6,15 +6,17 @@ Not for: judging what was written (`evaluation.py`), or choosing an adapter (`ad
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+from utils.timing import interleave, ratios, seconds
 
 
 class GenerationError(ValueError):
@@ -152,27 +154,28 @@ def latency(
     (`lambda: library.use("positive")`). Every model writes exactly `new_tokens` tokens from one start token; they
     take turns, so that a slow minute of the machine hits all of them, and the first round only warms up.
     Rows: `name`, `ms_per_token_median` (milliseconds a decoding step of the whole batch), `tokens_per_second`
-    (batch included), `ratio_to_first` (median of the ratios within a round; above 1 is slower than the first model).
+    (batch included), `ratio_to_first` (median of the ratios within a round; above 1 is slower than the first model),
+    `ratio_low` and `ratio_high` (the lowest and the highest of them).
     """
     if not models:
         raise GenerationError("latency needs at least one model, such as {'base': model}")
     _check_settings(repeats, new_tokens, 1.0, 1.0, batch)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(repeats + 1):
-        for name, model in models.items():
-            with nullcontext(model) if isinstance(model, nn.Module) else model() as ready:
-                seconds[name].append(_decoding_seconds(ready, tokenizer, new_tokens, batch))
-    times = {name: values[1:] for name, values in seconds.items()}
+
+    def timed(model: nn.Module | Callable) -> float:
+        with nullcontext(model) if isinstance(model, nn.Module) else model() as ready:
+            return _decoding_seconds(ready, tokenizer, new_tokens, batch)
+
+    times = interleave({name: partial(timed, model) for name, model in models.items()}, repeats)
     first = next(iter(times.values()))
-    return [
-        {
-            "name": name,
-            "ms_per_token_median": 1000 * median(values) / new_tokens,
+    rows = []
+    for name, values in times.items():
+        ratio = ratios(values, first)
+        rows.append({
+            "name": name, "ms_per_token_median": 1000 * median(values) / new_tokens,
             "tokens_per_second": batch * new_tokens / median(values),
-            "ratio_to_first": median(value / yardstick for value, yardstick in zip(values, first, strict=True)),
-        }
-        for name, values in times.items()
-    ]
+            "ratio_to_first": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high,
+        })  # fmt: skip
+    return rows
 
 
 def _decoding_seconds(model: nn.Module, tokenizer: PreTrainedTokenizerBase, new_tokens: int, batch: int) -> float:
@@ -180,8 +183,4 @@ def _decoding_seconds(model: nn.Module, tokenizer: PreTrainedTokenizerBase, new_
     inputs = _left_pad(model, tokenizer, [[tokenizer.eos_token_id]] * batch)
     length = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     with evaluation_mode(model):
-        start = time.perf_counter()
-        model.generate(**inputs, **length, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return seconds(lambda: model.generate(**inputs, **length, do_sample=False, pad_token_id=tokenizer.eos_token_id))

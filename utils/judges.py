@@ -15,16 +15,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import DatasetDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from utils.config import ASSETS, Profile, artifacts_dir
 from utils.runs import Estimate
+
+if TYPE_CHECKING:  # scikit-learn takes a second to import: it is loaded where a judge is made
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 PIECE_WORDS = 60  # reviews are cut into pieces about as long as the texts to be judged
 REGULARISATION = 4.0  # scikit-learn's C
@@ -55,6 +57,8 @@ class Judge:
     @classmethod
     def fit(cls, texts: Sequence[str], labels: Sequence[int], kind: str = "words") -> Judge:
         """Fit on labelled reviews (label 1 is positive), cut into pieces of `PIECE_WORDS` words."""
+        from sklearn.linear_model import LogisticRegression
+
         if len(set(labels)) != 2:
             raise EvaluationError("a judge needs reviews of both labels, 0 and 1")
         pieces = [(piece, label) for text, label in zip(texts, labels, strict=True) for piece in cut_pieces(text)]
@@ -152,6 +156,8 @@ def judge_names(texts: Sequence[str], labels: Sequence[int]) -> dict[str, str]:
 
 
 def _vectorizer(kind: str, **options) -> TfidfVectorizer:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     if kind not in VECTORIZERS:
         raise EvaluationError(f"unknown kind of judge {kind!r}: choose from {', '.join(VECTORIZERS)}")
     return TfidfVectorizer(lowercase=True, sublinear_tf=True, dtype=np.float32, **VECTORIZERS[kind], **options)

@@ -12,12 +12,15 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import GPT2Config
 
 from utils.counts import LORA_RANK, PREFIX_TOKENS, bottleneck_size, inner_size
+
+if TYPE_CHECKING:  # a notebook's first cell needs this module, and no model's code
+    from transformers import GPT2Config
 
 FLOAT32 = 4  # bytes
 
