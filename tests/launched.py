@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,12 +26,14 @@ from conftest import make_tiny_model  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import distributed  # noqa: E402
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
 from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
 
 from utils import training  # noqa: E402
 from utils.adapters import attach  # noqa: E402
 from utils.config import PROFILES  # noqa: E402
-from utils.processes import process_index, wait_for_all  # noqa: E402
+from utils.processes import join, process_index, wait_for_all  # noqa: E402
 from utils.recipes import BERT_MINI, BLOOM_MINI  # noqa: E402
 from utils.rivals import trainable_state  # noqa: E402
 from utils.runs import RunRecord  # noqa: E402
@@ -85,6 +88,55 @@ RUNS = {
     "answers": lambda: (ANSWERS, attach(make_tiny_model(), "ia3"), answers(17), answers(9, seed=6)),
 }
 KILLED_AT = 7
+SIZES = {"small": {"layers": 2, "width": 32}, "larger": {"layers": 4, "width": 64}}
+
+
+def communicated(size: str) -> dict[str, float]:
+    """Bytes that one step of (IA)³ moves between two processes, data-parallel and sharded, as the engines hand them on.
+
+    Also each process's share of a sharded model, and how far its gradients are from those of a single process.
+    """
+    ids = torch.arange(64).reshape(4, 16)
+    mine = ids[2 * process_index() : 2 * process_index() + 2]
+    whole, parallel, sharded = (attach(make_tiny_model(**SIZES[size]), "ia3").train() for _ in range(3))
+    whole(input_ids=ids, labels=ids).loss.backward()
+    seen: dict[str, float] = {"all_reduced": 0, "gathered": 0, "scattered": 0}
+
+    def count(_state: object, bucket: distributed.GradBucket) -> torch.futures.Future:
+        seen["all_reduced"] += bucket.buffer().nbytes
+        return distributed.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0] / 2)
+
+    wrapped = torch.nn.parallel.DistributedDataParallel(parallel)
+    wrapped.register_comm_hook(None, count)
+    wrapped(input_ids=mine, labels=mine).loss.backward()
+    for module in (*sharded.get_base_model().transformer.h, sharded):
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    with counted("all_gather_single", seen, "gathered"), counted("reduce_scatter_single", seen, "scattered"):
+        sharded(input_ids=mine, labels=mine).loss.backward()
+    seen["held"] = sum(p.to_local().nbytes for p in sharded.parameters())
+    wanted = [p.grad for p in whole.parameters() if p.requires_grad]
+    for name, model in (("parallel_gap", parallel), ("sharded_gap", sharded)):
+        found = [p.grad for p in model.parameters() if p.requires_grad]
+        found = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in found]
+        seen[name] = max((a - b).abs().max().item() for a, b in zip(found, wanted, strict=True))
+    return seen
+
+
+@contextlib.contextmanager
+def counted(collective: str, seen: dict[str, float], name: str) -> Iterator[None]:
+    """Add up the larger of both tensors of each call of `torch.distributed.<collective>`: the gathered whole."""
+    original = getattr(distributed, collective)
+
+    def counting(*arguments: object, **named: object) -> object:
+        tensors = [t for t in (*arguments, *named.values()) if isinstance(t, torch.Tensor)]
+        seen[name] += max(t.nbytes for t in tensors)
+        return original(*arguments, **named)
+
+    setattr(distributed, collective, counting)
+    try:
+        yield
+    finally:
+        setattr(distributed, collective, original)
 
 
 def assert_same_history(a: list[dict], b: list[dict]) -> None:
@@ -135,11 +187,18 @@ def run(
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """Command line: "blocks" trains to the end, "blocks.killed" is killed, "blocks.resumed" goes on in its folder."""
+    """Command line: "blocks" trains to the end, "blocks.killed" is killed, "blocks.resumed" goes on in its folder.
+
+    "small" and "larger" train nothing: they count what one step communicates.
+    """
     training.fast_bf16 = lambda _device: False  # rounding to bfloat16 would hide what is compared
     save, saved = RunRecord.save, []
     RunRecord.save = lambda self, path: saved.append(Path(path).name) or save(self, path)
     for name in names:
+        if name in SIZES:
+            join(torch.device("cpu"))
+            (folder / f"{name}-{process_index()}.json").write_text(json.dumps(communicated(name)), encoding="utf-8")
+            continue
         saved.clear()
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             record, state, seen = run(name, folder / name, kill=name.endswith(".killed"))

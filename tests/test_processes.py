@@ -17,10 +17,11 @@ from pathlib import Path
 import launched
 import pytest
 import torch
-from launched import VECTORS, assert_same_history
+from conftest import make_tiny_model
+from launched import SIZES, VECTORS, assert_same_history
 from safetensors.torch import load_file
 
-from utils import processes, training
+from utils import processes, scale, training
 from utils.config import ROOT
 from utils.processes import ProcessError, require_processes
 from utils.runs import RunRecord
@@ -53,7 +54,7 @@ def two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     launched.run("blocks.resumed", folder / "blocks.resumed", kill=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(ROOT / "tests" / "launched.py"), str(folder), *RUNS, "blocks.resumed", "blocks.killed"]
+    arguments = [str(ROOT / "tests" / "launched.py"), str(folder), *RUNS, "blocks.resumed", "blocks.killed", *SIZES]
     done = subprocess.run(command + arguments, capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -173,3 +174,20 @@ def test_accelerates_silent_single_process_is_refused(tmp_path):
     refused = accelerate_launch("scripts/train.py", "--processes", "2", "--folder", str(tmp_path / "run"))
     assert refused.returncode != 0 and "2 processes were asked for, and 1 run" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_communication_is_what_the_formulas_say(two, size):
+    """On two sizes: gradients all-reduced; weights gathered, and held, where they are sharded (docs/scale.md)."""
+    config = make_tiny_model(**SIZES[size]).config
+    shape, blocks = scale.gpt2_size(size, config), config.n_layer
+    padding = 4 * blocks * scale.sharding_padding(config, processes=2)
+    vectors = scale.task_bytes(shape)
+    for seen in told(two, size):
+        assert seen["all_reduced"] == scale.all_reduced_bytes(shape.trained) == vectors
+        assert seen["gathered"] == scale.gathered_bytes(shape, weight=4) + 2 * (vectors + padding)
+        assert seen["scattered"] == vectors + padding
+        assert max(seen["parallel_gap"], seen["sharded_gap"]) < 1e-7
+    held = sum(seen["held"] for seen in told(two, size))
+    assert held == 4 * (shape.parameters + shape.trained)
+    assert max(seen["held"] for seen in told(two, size)) < 0.53 * held
