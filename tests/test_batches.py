@@ -67,6 +67,20 @@ def test_out_of_memory_with_one_row_is_an_error(tmp_path, monkeypatch):
         launched.run("blocks", tmp_path)
 
 
+def test_one_process_uses_one_gpu_where_there_are_several(tmp_path, monkeypatch):
+    """Left alone, the Trainer takes all GPUs it sees, and as many batches for a step: another run than on one GPU."""
+
+    class TwoGpus(training.TrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 2
+
+    monkeypatch.setattr(training, "TrainingArguments", TwoGpus)
+    device, options = torch.device("cpu"), {"learning_rate": 0.1, "steps": 4, "seed": 0}
+    assert training.training_arguments(launched.PROFILE, tmp_path, device, **options).train_batch_size == 8
+    assert TwoGpus(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True).train_batch_size == 16
+
+
 def test_another_error_is_not_taken_for_a_full_memory(tmp_path, monkeypatch):
     def broken(*_arguments: object, **_options: object) -> None:
         raise RuntimeError("shapes do not fit")

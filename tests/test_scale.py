@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import launched
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -109,6 +110,18 @@ def test_a_merged_task_is_no_low_rank_change():
     """Why an (IA)³ adapter cannot be handed to a server of LoRA adapters: W diag(l) - W has the rank of W."""
     weight, vector = torch.randn(16, 16), 1 + 0.1 * torch.randn(16)
     assert torch.linalg.matrix_rank(weight * vector - weight) == 16
+
+
+def test_what_the_page_says_in_words():
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert launched.LOSS == launched.VECTORS == 5e-6 and "within 5e-6 and the vectors within 5e-6" in page
+    largest, gpt2 = SIZES["T0-11B"], SIZES["GPT-2"]
+    assert "does not fit on one of today's largest GPUs (141 GB)" in page and scale.full_bytes(largest) > 141e9
+    assert "as much as the base for GPT-2 and a fifth of it at 11B" in page
+    assert 1000 * scale.task_bytes(gpt2) == pytest.approx(2 * gpt2.parameters, rel=0.05)
+    assert 1000 * scale.task_bytes(largest) == pytest.approx(2 * largest.parameters / 5, rel=0.05)
+    assert "a few MiB even at" in page and 2**21 < scale.all_reduced_bytes(largest.trained) < 2**23
+    assert all(f"{SIZES[name].trained:,}" in page for name in ("T0-3B", "T0-11B"))
 
 
 def test_there_is_a_file_for_each_engine():

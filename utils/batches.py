@@ -48,5 +48,5 @@ def smaller(plan: Plan, folder: Path, config: dict, error: RuntimeError) -> Plan
 
 def batch_that_fitted(folder: Path, config: dict) -> int | None:
     """The rows of a batch that an earlier start of this run noted after memory ran out; None without such a note."""
-    note = decided_by_first(read_json(folder / SMALLER))
+    note = decided_by_first(read_json(folder / SMALLER) if process_index() == 0 else {})
     return note["batch"] if note.get("config") == config else None

@@ -63,7 +63,7 @@ def training_arguments(
     """
     interval = min(interval or profile.eval_every, steps)
     plan = plan or plan_of(profile, processes=1)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=plan.batch,
@@ -94,6 +94,8 @@ def training_arguments(
         activation_checkpointing=checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs one process takes one, not a batch for each of them
+    return arguments
 
 
 def train(
@@ -237,9 +239,10 @@ def save_as_first(record: RunRecord, path: Path) -> None:
 def agreed_resume_point(folder: Path, record: RunRecord) -> str | None:
     """As `resume_point`, decided by process 0 for all. `TrainingError` in a process with another configuration."""
     checkpoint = resume_point(folder, record) if process_index() == 0 else None
-    checkpoint, record.history, config = decided_by_first((checkpoint, record.history, record.config))
-    if config != record.config:
-        differing = sorted(key for key in config if config[key] != record.config.get(key))
+    settings = record.config | {"method": record.method, "task": record.task, "seed": record.seed}
+    checkpoint, record.history, first = decided_by_first((checkpoint, record.history, settings))
+    if first != settings:
+        differing = sorted(key for key in first if first[key] != settings.get(key))
         raise TrainingError(
             f"process {process_index()} and process 0 differ in {', '.join(differing)}: give all the same arguments, "
             "data and model"
