@@ -23,27 +23,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scale_tables import markdown, sharding_part, sizes_part, tasks_part  # noqa: E402
+
 from utils.adapters import METHODS  # noqa: E402
 from utils.checks import EXERCISES  # noqa: E402
 from utils.claims import load_claims, tally  # noqa: E402
 from utils.comparison import misfit, summarise  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402
-from utils.memory import format_bytes  # noqa: E402
 from utils.runs import RunError, RunRecord, environment, load_runs, read_json, write_json  # noqa: E402
-from utils.scale import (  # noqa: E402
-    BFLOAT16,
-    all_reduced_bytes,
-    full_bytes,
-    gathered_bytes,
-    held_bytes,
-    sizes,
-    state_bytes,
-    task_bytes,
-)
 
 README = ROOT / "README.md"
 PAGES = (README, ROOT / "docs" / "instructor.md", ROOT / "docs" / "scale.md")
-TASKS = 1000  # that share one base, in docs/scale.md
 PICTURE = Path("docs/images/dial.png")
 MARKED = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ALT = (
@@ -61,11 +51,6 @@ NOTEBOOKS = (  # file, goal, artefact in, artefact out
     ("04-Compare.ipynb", "(IA)³ beside six other methods, by quality and by cost; ablations; claims put to the test",
      "`assets/runs`, your run of 02", "a run of LoRA, `artifacts/<profile>/live`"),
 )  # fmt: skip
-
-
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (titles, ["---"] * len(titles), *rows)) + "\n"
 
 
 def base_part(assets: Path) -> str:
@@ -189,43 +174,6 @@ def notebooks_part(assets: Path) -> str:
         rows.append([f"[{file.removesuffix('.ipynb')}]({file})", goal, minutes, before, after])
     on = f"\nMinutes: one replay in the `mini` profile on {replay['hardware']['cores']} CPU cores.\n" if replay else ""
     return markdown(["notebook", "goal", "minutes", "comes in", "goes out"], rows) + on
-
-
-def sizes_part(_assets: Path) -> str:
-    """From the embedded model to 11B: what (IA)³ trains, keeps and all-reduces, beside full fine-tuning."""
-    titles = ["model", "parameters", "trained for a task", "%", "the task's file", "weights, bfloat16",
-              "held, (IA)³", "held, full", "all-reduced a step, (IA)³", "all-reduced, full"]  # fmt: skip
-    rows = []
-    for size in sizes():
-        counts = (size.name, f"{size.parameters:,}", f"{size.trained:,}", f"{100 * size.trained / size.parameters:.4f}")
-        held = (task_bytes(size), BFLOAT16 * size.parameters, held_bytes(size), full_bytes(size))
-        moved = (all_reduced_bytes(size.trained), all_reduced_bytes(size.parameters))
-        rows.append([*counts, *map(format_bytes, (*held, *moved))])
-    return markdown(titles, rows)
-
-
-def sharding_part(_assets: Path) -> str:
-    """The same models on eight GPUs: what each holds, and what a step moves, data-parallel and sharded."""
-    titles = ["model", "each holds, data-parallel", "each holds, sharded", "all-reduced a step",
-              "gathered a step, sharded", "gathered over all-reduced"]  # fmt: skip
-    rows = []
-    for size in sizes():
-        reduced, gathered = all_reduced_bytes(size.trained), gathered_bytes(size)
-        held = (held_bytes(size), held_bytes(size, 8, sharded=True))
-        rows.append([size.name, *map(format_bytes, (*held, reduced, gathered)), f"{gathered / reduced:,.0f} x"])
-    return markdown(titles, rows)
-
-
-def tasks_part(_assets: Path) -> str:
-    """A thousand tasks on one base: their vectors, beside as many merged or fully fine-tuned models."""
-    titles = ["model", "the base, bfloat16", f"vectors of {TASKS:,} tasks", f"{TASKS:,} merged models, bfloat16",
-              "training state of one task"]  # fmt: skip
-    rows = []
-    for size in sizes():
-        base = BFLOAT16 * size.parameters
-        many = (base, TASKS * task_bytes(size), TASKS * base, state_bytes(size.trained))
-        rows.append([size.name, *map(format_bytes, many)])
-    return markdown(titles, rows)
 
 
 PARTS: dict[str, Callable[[Path], str]] = {
