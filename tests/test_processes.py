@@ -2,7 +2,7 @@
 
 Tolerances: two processes may add in another order, and Adam divides by the size of a gradient, so that one that is only
 rounding (a key's bias has none) moves its number too. Measured with one thread a process: losses within 1e-6, vectors
-within 3e-7. Where one process accumulates the very batches that two compute side by side ("classes", "answers"), what is
+within 3e-7. Where one process accumulates the batches that two compute side by side ("classes", "answers"), what is
 learned is equal to the bit; with other batches all weights of the classifier were seen 3e-5 apart.
 """
 
