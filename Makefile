@@ -8,6 +8,7 @@
 #   make env-extensions   set up, and install what the optional labs under extensions/ can use (150 MB)
 #   make extensions       the same, and replay the optional labs into build/course
 #   make test-extensions  the same, and replay them comparing their outputs
+#   make train-distributed PROCESSES=2   set up, train (IA)³ as notebook 02 does in several processes (TRAIN="--seed 1" for options)
 #   make refresh     run the committed notebooks and write them back with fresh outputs
 #   make bench       measure speed and memory side by side with what they are compared with, into build/bench
 #   make lint, make format
@@ -20,6 +21,7 @@
 
 PYTHON ?= python3
 NOTEBOOKS ?= 01-Setup.ipynb 02-Train.ipynb 03-Inference.ipynb 04-Compare.ipynb
+PROCESSES ?= 2
 EXTENSIONS ?= $(wildcard extensions/*.ipynb)
 VENV := .venv
 FORMGRADER := .formgrader
@@ -34,8 +36,8 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
-.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-notebooks test-order test-gpu refresh lint format \
-	student grade formgrader formgrader-marks bench bench-grading
+.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-notebooks test-order test-gpu train-distributed \
+	refresh lint format student grade formgrader formgrader-marks bench bench-grading
 
 course: env
 	$(REPLAYED) $(RUN) scripts/replay.py $(NOTEBOOKS)
@@ -79,6 +81,10 @@ test-order: env
 test-gpu: env
 	$(RUN) -c 'import torch; assert torch.cuda.is_available(), "this machine has no CUDA that torch can use"; print(torch.cuda.get_device_name())'
 	$(REPLAYED) LAB_PROFILE=gpt2 $(NBVAL) --nbval-lax $(NOTEBOOKS) --junitxml build/replay.xml
+
+# Not accelerate launch --cpu, which starts a single process whatever number it is given.
+train-distributed: env
+	$(RUN) scripts/train.py --processes $(PROCESSES) $(TRAIN)
 
 refresh: env
 	$(REPLAYED) $(MINI) $(RUN) scripts/refresh.py $(NOTEBOOKS)

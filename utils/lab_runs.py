@@ -22,6 +22,7 @@ from utils.adapters import attach_recipe, base_fingerprint, count_parameters
 from utils.comparison import stranger, usable_runs
 from utils.config import ASSETS, artifacts_dir
 from utils.encoding import encode, make_collator
+from utils.processes import process_index
 from utils.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
 from utils.runs import RunRecord, environment, write_json
 from utils.scoring import accuracy, f1, majority, task_scores
@@ -100,18 +101,20 @@ class LabBench:
             folder=folder, seed=recipe.seed, collator=make_collator(recipe, self.tokenizer), task="base",
         )  # fmt: skip
         learned = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # tied weights become two
-        save_file(learned, state)
-        write_json(folder / "made_by.json", made_by)
+        if process_index() == 0:
+            save_file(learned, state)
+            write_json(folder / "made_by.json", made_by)
         return learned
 
 
 def train_lab(
     bench: LabBench, method: str, seed: int, folder: Path | str, *, rate: float | None = None,
-    recipe: Recipe | None = None, examples: Dataset | None = None,
+    recipe: Recipe | None = None, examples: Dataset | None = None, checkpointing: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, RunRecord]:  # fmt: skip
     """The model that `method` trained and the record of that; validation chose its step, no test row was read.
 
     `recipe` and `examples` are the bench's unless given (a shorter run for a sweep); so is the rate of `method`.
+    `checkpointing` as in `train`.
     """
     recipe = recipe or bench.profile
     model = attach_method(bench.fresh(seed), recipe, method)
@@ -126,6 +129,7 @@ def train_lab(
         seed=seed,
         learning_rate=rate or learning_rate(recipe, method),
         collator=make_collator(recipe, bench.tokenizer),
+        checkpointing=checkpointing,
     )
     record.config["base"] = bench.fingerprint  # of a model that first learned its base part, what it began as
     return model, record

@@ -7,38 +7,41 @@ held-out blocks, the best step kept) and writes a `RunRecord`. Not for: figures,
 
 from __future__ import annotations
 
-import math
+import functools
 import shutil
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 from safetensors.torch import save as to_safetensors
-from transformers import Trainer, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from utils.adapters import base_fingerprint, count_parameters
+from utils.batches import SMALLER, batch_that_fitted, plan_of, smaller
 from utils.config import Profile
-from utils.gpu import PeakMemory, autocast, fast_bf16
+from utils.gpu import PeakMemory, fast_bf16
+from utils.history import DivergedError, TrainingError, check_finite, readable_history, summary
+from utils.processes import decided_by_first, join, process_count, process_index, wait_for_all
 from utils.recipe import Recipe
 from utils.rivals import load_trainable_state, trainable_state
 from utils.runs import RunRecord, environment
-from utils.trainer import PerLabelTrainer, Progress
+from utils.shares import Plan
+from utils.step_times import idle_optimizer, step_ratios, step_seconds
+from utils.trainer import BlockTrainer, PerLabelTrainer, Progress
+
+__all__ = [
+    "RECORD", "RUNNING", "DivergedError", "TrainingError", "check_finite", "idle_optimizer", "readable_history",
+    "resume_point", "start_over", "step_ratios", "step_seconds", "summary", "train", "trainable_bytes",
+    "training_arguments",
+]  # fmt: skip
 
 RECORD, RUNNING = "run.json", "running.json"  # of a finished run; of one that is not, or was interrupted
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or has diverged; the message names the remedy."""
-
-
-class DivergedError(TrainingError):
-    """The loss of a run is not finite: its learning rate is too high."""
 
 
 def training_arguments(
@@ -50,18 +53,22 @@ def training_arguments(
     steps: int,
     seed: int,
     interval: int | None = None,
+    plan: Plan | None = None,
+    checkpointing: bool = False,
 ) -> TrainingArguments:
     """What a fair run fixes for every method. `data_seed` makes the order of blocks depend on the seed alone.
 
-    `interval`: steps from one evaluation to the next; None: the profile's `eval_every`.
+    `interval`: steps from one evaluation to the next; None: the profile's `eval_every`. `plan`: how the optimiser's
+    batch is shared out; None: one process, the profile's batches. `checkpointing` as in `train`.
     """
     interval = min(interval or profile.eval_every, steps)
-    return TrainingArguments(
+    plan = plan or plan_of(profile, processes=1)
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
-        per_device_train_batch_size=profile.batch_size,
-        per_device_eval_batch_size=profile.batch_size,
-        gradient_accumulation_steps=profile.accumulation,
+        per_device_train_batch_size=plan.batch,
+        per_device_eval_batch_size=plan.batch,
+        gradient_accumulation_steps=plan.accumulation,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=profile.warmup_ratio,  # below 1 it is a share of the steps
@@ -84,7 +91,11 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
+        activation_checkpointing=checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs one process takes one, not a batch for each of them
+    return arguments
 
 
 def train(
@@ -100,6 +111,7 @@ def train(
     learning_rate: float | None = None,
     steps: int | None = None,
     collator: Callable[[list[dict]], dict] | None = None,
+    checkpointing: bool = False,
 ) -> RunRecord:
     """Train what `attach(model, method)` made trainable on `blocks` (each `block_length` ids), keep the best step.
 
@@ -110,6 +122,11 @@ def train(
     that a notebook's cell can be run twice. The model ends in evaluation mode, at the step with the
     lowest held-out loss. Raises `TrainingError` when nothing is trainable or there are fewer blocks than one batch,
     and `DivergedError` when the loss is not finite: the record in `folder` then says "failed".
+
+    Called by every process of a launch (`torchrun`, Accelerate; `scripts/train.py`) it trains as one process does, on
+    the same rows in each step: process 0 decides about resuming and alone writes records, for which all must see the
+    same `folder`. `checkpointing` computes activations anew in the backward pass in the place of keeping them. Where
+    memory runs out, batches become half as large and twice as many a step, from the last checkpoint on.
     """
     folder = Path(folder)
     planned, interval = profile.schedule(len(blocks))
@@ -126,6 +143,8 @@ def train(
         raise TrainingError(
             f"{len(blocks)} {profile.UNIT} are less than one batch of {profile.batch_size}: use more training data"
         )
+    if checkpointing and method == "prefix":
+        raise TrainingError("prefix tuning hands its keys and values over in a cache, which checkpointing switches off")
     config = {
         "learning_rate": learning_rate, "steps": steps, **profile.run_settings(), f"train_{profile.UNIT}": len(blocks),
         f"eval_{profile.UNIT}": len(eval_blocks), "base": base_fingerprint(model),
@@ -135,32 +154,48 @@ def train(
         status="running", method=method, task=task, profile=profile.name, config_id=profile.config_id(), config=config,
         seed=seed, counts={"trainable": counts.trainable, "total": counts.total}, versions=versions, hardware=hardware,
     )  # fmt: skip
-    checkpoint = resume_point(folder, record)
-    start_over(model)
-    set_seed(seed)
+    join(model.device)
+    plan = plan_of(profile, process_count(), batch_that_fitted(folder, config))
+    while True:
+        arguments = training_arguments(
+            profile, folder, model.device, learning_rate=learning_rate, steps=steps, seed=seed, interval=interval,
+            plan=plan, checkpointing=checkpointing,
+        )  # fmt: skip
+        trainer_class = PerLabelTrainer if isinstance(profile, Recipe) else BlockTrainer
+        make_trainer = functools.partial(
+            trainer_class, model=model, args=arguments, data_collator=collator, train_dataset=blocks,
+            eval_dataset=eval_blocks, plan=None if plan == plan_of(profile, processes=1) else plan,
+        )  # fmt: skip
+        try:
+            return _run(make_trainer, record, folder)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            plan = smaller(plan, folder, config, error)
+        clear_device_cache(garbage_collection=True)  # here, where the failed attempt's tensors are held no more
+
+
+def _run(make_trainer: Callable[..., BlockTrainer], record: RunRecord, folder: Path) -> RunRecord:
+    """One attempt at the run of `record`, with batches that may prove too large: trains, and finishes the record."""
     progress = Progress()
-    trainer = (PerLabelTrainer if isinstance(profile, Recipe) else Trainer)(
-        model=model,
-        args=training_arguments(
-            profile, folder, model.device, learning_rate=learning_rate, steps=steps, seed=seed, interval=interval
-        ),
-        data_collator=collator,
-        train_dataset=blocks,
-        eval_dataset=eval_blocks,
-        callbacks=[progress],
-    )
+    checkpoint = agreed_resume_point(folder, record)
+    model = make_trainer.keywords["model"]
+    start_over(model)
+    set_seed(record.seed)
+    trainer = make_trainer(callbacks=[progress])
     trainer.remove_callback(PrinterCallback)
     try:
         with PeakMemory(model.device) as peak:
             if checkpoint is None:
                 start = trainer.evaluate()["eval_loss"]  # the model before training
                 record.history = check_finite([{"step": 0, "eval_loss": start}])
-            record.save(folder / RUNNING)
+                release(model)
+            save_as_first(record, folder / RUNNING)
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:
-        # Accelerate leaves its autocast on the model, over the class's forward: what follows would be bfloat16 too.
-        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-            vars(model).pop(name, None)
+        release(model)
+        if trainer.args.activation_checkpointing:
+            model.gradient_checkpointing_disable()
     model.eval()
 
     history = record.history[:1] + readable_history(trainer.state.log_history)
@@ -168,16 +203,51 @@ def train(
         record.history = check_finite(history)
     except DivergedError:
         record.status = "failed"
-        record.save(folder / RUNNING)
+        save_as_first(record, folder / RUNNING)
         raise
     record.metrics = summary(record.history)
     record.time = {"step_seconds_median": statistics.median(progress.seconds), "steps_timed": len(progress.seconds)}
     record.memory = {"peak_bytes": peak.bytes}
+    if trainer.plan is not None:  # how it was computed; what was computed is the same
+        record.hardware |= {"processes": trainer.plan.processes, "batch": trainer.plan.batch}
     record.bytes_on_disk = trainable_bytes(model)
     record.status = "finished"
-    record.save(folder / RECORD)
-    (folder / RUNNING).unlink()
+    save_as_first(record, folder / RECORD)
+    if process_index() == 0:
+        (folder / RUNNING).unlink()
+        (folder / SMALLER).unlink(missing_ok=True)
+    wait_for_all()
     return record
+
+
+def release(model: torch.nn.Module) -> None:
+    """Take off `model` what Accelerate leaves on it: its autocast over the class's forward, and its mark.
+
+    With the first, what follows would be in bfloat16 too. With the second, left by an evaluation, Accelerate takes the
+    model for prepared: several processes would then train each for itself, without a word.
+    """
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(model).pop(name, None)
+
+
+def save_as_first(record: RunRecord, path: Path) -> None:
+    """Write the record, in process 0 alone."""
+    if process_index() == 0:
+        record.save(path)
+
+
+def agreed_resume_point(folder: Path, record: RunRecord) -> str | None:
+    """As `resume_point`, decided by process 0 for all. `TrainingError` in a process with another configuration."""
+    checkpoint = resume_point(folder, record) if process_index() == 0 else None
+    settings = record.config | {"method": record.method, "task": record.task, "seed": record.seed}
+    checkpoint, record.history, first = decided_by_first((checkpoint, record.history, settings))
+    if first != settings:
+        differing = sorted(key for key in first if first[key] != settings.get(key))
+        raise TrainingError(
+            f"process {process_index()} and process 0 differ in {', '.join(differing)}: give all the same arguments, "
+            "data and model"
+        )
+    return checkpoint
 
 
 def start_over(model: torch.nn.Module) -> None:
@@ -220,83 +290,6 @@ def _is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError, TypeError):
         return False
     return True
-
-
-def step_ratios(
-    models: Mapping[str, torch.nn.Module], blocks: Dataset, batch_size: int, rounds: int = 7
-) -> dict[str, float]:
-    """Time of one optimiser step of each model as a ratio to the last one's, from one interleaved run.
-
-    The models take turns on the same batch (the first of `blocks`) with AdamW at rate 0, so nothing is learned; the
-    first round warms up, and the ratio is the median of those within the rounds. Above 1 is slower.
-    """
-    inputs = {name: blocks[:batch_size][name] for name in ("input_ids", "labels")}
-    optimizers = {name: idle_optimizer(model) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds + 1):
-        for name, model in models.items():
-            seconds[name].append(step_seconds(model, optimizers[name], inputs))
-    *_, yardstick = seconds.values()
-    return {
-        name: statistics.median(a / b for a, b in zip(values[1:], yardstick[1:], strict=True))
-        for name, values in seconds.items()
-    }
-
-
-def idle_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
-    """AdamW over what `model` trains, at rate 0: it does its work and changes nothing."""
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
-
-
-def step_seconds(model: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: dict) -> float:
-    """Wall-clock seconds of a forward pass, a backward pass and an update; `inputs`: the model's, (batch, length)."""
-    batch = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    started = time.perf_counter()
-    with autocast(model.device):
-        loss = model(**batch).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def readable_history(log: list[dict]) -> list[dict]:
-    """The Trainer's log as one row a step: `{"step", "train_loss" and/or "eval_loss"}`."""
-    rows: dict[int, dict] = {}
-    for entry in log:
-        row = rows.setdefault(entry["step"], {"step": entry["step"]})
-        if "loss" in entry:
-            row["train_loss"] = float(entry["loss"])
-        if "eval_loss" in entry:
-            row["eval_loss"] = float(entry["eval_loss"])
-    return [rows[step] for step in sorted(rows) if len(rows[step]) > 1]
-
-
-def check_finite(history: list[dict]) -> list[dict]:
-    """The history itself; `DivergedError` names the first step whose loss is NaN or infinite."""
-    for row in history:
-        if not all(math.isfinite(value) for value in row.values()):
-            raise DivergedError(f"the loss is not finite at step {row['step']}: use a lower learning rate")
-    return history
-
-
-def summary(history: list[dict]) -> dict[str, float]:
-    """Held-out loss before training and at the best trained step (nats per token), and the steps that reached it.
-
-    `steps_to_1_percent` is the first evaluated step whose loss is within 1 % of the best one: 0 where the whole gain
-    is smaller than that. `steps_to_90_percent` is the first one with nine tenths of the gain.
-    """
-    start, *evaluated = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
-    best_step, best = min(evaluated, key=lambda pair: pair[1])
-    near = next(step for step, loss in [start, *evaluated] if loss <= 1.01 * best)
-    gain = 0.9 * (start[1] - best)
-    most = next((step for step, loss in evaluated if start[1] - loss >= gain), best_step)
-    return {
-        "start_loss": start[1], "best_loss": best, "best_step": best_step, "steps_to_1_percent": near,
-        "steps_to_90_percent": most,
-    }  # fmt: skip
 
 
 def trainable_bytes(model: torch.nn.Module) -> int:
