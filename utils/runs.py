@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from utils.files import read_json_file, write_atomic
 from utils.metrics import METRICS, Estimate, Metric, MetricError, compare_table, mean_interval, pareto_front, table
 
 __all__ = [
@@ -81,7 +82,7 @@ class RunRecord:
         """Read and validate. Raises RunError: no file, broken JSON, missing or unknown key, wrong type, NaN."""
         path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json_file(path)
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror}): train this run first") from error
         except ValueError as error:
@@ -101,23 +102,13 @@ class RunRecord:
 
 def read_json(path: Path) -> dict:
     """The JSON object at `path`, empty where there is no such file. Raises ValueError where it is damaged."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json_file(path) if path.is_file() else {}
 
 
 def write_json(path: Path | str, values: object) -> None:
-    """Write `values` as JSON, all or nothing (into a file beside it, then moved). Raises ValueError for NaN."""
-    path = Path(path)
+    """Write `values` as JSON, all or nothing (`write_atomic`). Raises ValueError for NaN, `WriteError`."""
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(Path(path), text.encode("utf-8"))
 
 
 TYPES = {"str": str, "int": int, "dict": dict, "list": list, "int | None": (int, type(None))}
@@ -216,7 +207,7 @@ def load_runs(folder: Path | str, config_id: str | None = None) -> tuple[list[Ru
 def _is_other_json(path: Path) -> bool:
     """Whether this is a readable JSON file of another kind, as `adapter_config.json`; a broken file is not."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_file(path)
     except (OSError, ValueError):
         return False
     return not (isinstance(values, dict) and {"status", "history"} & values.keys())

@@ -12,8 +12,10 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
+
+from utils.checkpoints import SafeTrainer
 
 
 class Progress(TrainerCallback):
@@ -51,7 +53,7 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-class PerLabelTrainer(Trainer):
+class PerLabelTrainer(SafeTrainer):
     """Losses are means per label (a token, or an example's class), whatever batches and accumulation the labels are in.
 
     The Trainer averages means of batches, and takes BERT and T5 for models that divide by the labels of the whole step
