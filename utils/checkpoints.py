@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from utils.files import digest, locked, parse_json, read_json_file, sync_tree, write_atomic, writing
 
@@ -56,6 +56,17 @@ def one_at_a_time(train: Callable) -> Callable:
 
 class SafeTrainer(Trainer):
     """The Trainer, with checkpoints of safetensors and JSON that are sealed when they are whole, and rotated after."""
+
+    def train(self, resume_from_checkpoint: str | None = None, **options: object) -> TrainOutput:
+        """As the Trainer's; from a checkpoint of the last step, beyond which it would train, the best one is taken."""
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
+            if state.global_step >= self.args.max_steps:
+                self.state = state
+                self._find_best()
+                self._load_best_model()
+                return TrainOutput(state.global_step, 0.0, {})
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
 
     @property
     def _engine_saves(self) -> bool:

@@ -129,7 +129,7 @@ def digest(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> object:
-    """The value of a JSON text. Raises ValueError for all that is wrong with it, nesting too deep for Python included."""
+    """The value of a JSON text. Raises ValueError for all that is wrong with it, too deep nesting included."""
     try:
         return json.loads(text)
     except RecursionError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_safetensors
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from utils.config import ASSETS, Profile, artifacts_dir
+from utils.files import write_atomic
 from utils.runs import Estimate
 
 PIECE_WORDS = 60  # reviews are cut into pieces about as long as the texts to be judged
@@ -86,11 +86,9 @@ class Judge:
 
     def save(self, folder: Path) -> None:
         """Write `folder/judge.safetensors` (numbers, and the n-grams as JSON in its header), replaced atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"idf": self.idf, "weights": self.weights, "bias": np.array([self.bias])}
-        scratch = folder / f"judge.{os.getpid()}.tmp"
-        save_file(tensors, scratch, metadata={"kind": self.kind, "terms": json.dumps(self.terms)})
-        os.replace(scratch, folder / "judge.safetensors")
+        header = {"kind": self.kind, "terms": json.dumps(self.terms)}
+        write_atomic(folder / "judge.safetensors", to_safetensors(tensors, metadata=header))
 
     @classmethod
     def load(cls, folder: Path) -> Judge:

@@ -110,7 +110,7 @@ def train(
     last checkpoint; any other one there is started over, from the state in which this function first saw the model, so
     that a notebook's cell can be run twice. The model ends in evaluation mode, at the step with the
     lowest held-out loss. Raises `TrainingError` when nothing is trainable or there are fewer blocks than one batch,
-    and `DivergedError` when the loss is not finite: the record in `folder` then says "failed"; `BusyError` where another
+    `DivergedError` when the loss is not finite (the record in `folder` then says "failed"), `BusyError` where another
     process trains in `folder`, `WriteError` where the disk is full or read-only, `CheckpointError` for a damaged one.
     """
     folder = Path(folder)
