@@ -125,8 +125,8 @@ def run_refresh(folder: Path) -> None:
 
 
 PROGRAMS = {
-    "train": run_train, "full": run_full, "older": run_older, "save": run_save, "compare": run_compare, "replay": run_replay,
-    "refresh": run_refresh,
+    "train": run_train, "full": run_full, "older": run_older, "save": run_save, "compare": run_compare,
+    "replay": run_replay, "refresh": run_refresh,
 }  # fmt: skip
 
 

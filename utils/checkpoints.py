@@ -2,8 +2,8 @@
 
 The Hugging Face Trainer keeps optimiser, scheduler and random states with `torch.save`, and where a `.bin` lies beside
 the weights it may read that. `SafeTrainer` writes and reads safetensors only, and writes a `seal.json` (the SHA-256 of
-every file) when all the rest is on the disk. Not for: deciding whether a run is continued (`training.py`), or FSDP and
-DeepSpeed, whose checkpoints are those engines' own.
+every such file) when all the rest is on the disk. Not for: deciding whether a run is continued (`training.py`), or FSDP
+and DeepSpeed, whose checkpoints are those engines' own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from utils.files import digest, locked, parse_json, read_json_file, sync_tree, write_atomic, writing
 
-SEAL = "seal.json"
+SEAL, OURS = "seal.json", (".json", ".safetensors")
 OPTIMIZER, RNG, LOCK = "optimizer.safetensors", "rng_state.safetensors", "train.lock"
 ADAPTER_WEIGHTS, MODEL_WEIGHTS = "adapter_model.safetensors", "model.safetensors"
 DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, RuntimeError, SafetensorError)
@@ -146,7 +146,7 @@ class SafeTrainer(Trainer):
 
 def seal(checkpoint: Path) -> None:
     """Write `seal.json`, the last file of a checkpoint, once the others are on the disk."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
+    files = sorted(path for path in checkpoint.rglob("*") if path.suffix in OURS and path.name != SEAL)
     sums = {path.relative_to(checkpoint).as_posix(): digest(path) for path in files}
     sync_tree(checkpoint)
     write_atomic(checkpoint / SEAL, json.dumps(sums, indent=1).encode())
