@@ -82,13 +82,16 @@ def read_packaged_reviews(path: Path | None = None, source: str = "imdb") -> Ite
 
     With the source "rotten_tomatoes" of its 8,530 sentences instead (Pang & Lee 2005), lower-cased as they were.
 
-    Raises `DataError` when the file is missing or its SHA-256 is not the expected one.
+    Raises `DataError` when the file is missing, its SHA-256 is not the expected one, or it is not such a table.
     """
-    text = verify_checksum(path or packaged_csv()).decode("utf-8")
+    raw = verify_checksum(path or packaged_csv())
     csv.field_size_limit(1 << 30)
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        if row["source"] == source:
-            yield {"text": clean_review(row["text"]), "label": int(row["label"])}
+    try:
+        for row in csv.DictReader(io.StringIO(raw.decode("utf-8"), newline="")):
+            if row["source"] == source:
+                yield {"text": clean_review(row["text"]), "label": int(row["label"])}
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the reviews are not a table of text, label, source ({error}): install them again") from error
 
 
 def clean_review(text: str) -> str:

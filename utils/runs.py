@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -87,7 +88,10 @@ class RunRecord:
             raise RunError(f"{path}: cannot be read ({error.strerror}): train this run first") from error
         except ValueError as error:
             raise RunError(f"{path}: not valid JSON ({error}): delete it and repeat the run") from error
-        _validate(values, path)
+        try:
+            _validate(values, path)
+        except RecursionError as error:
+            raise RunError(f"{path}: nested too deeply for a run record") from error
         return cls(**values)
 
     def value(self, name: str) -> float | Estimate | None:
@@ -111,6 +115,7 @@ def write_json(path: Path | str, values: object) -> None:
     write_atomic(Path(path), text.encode("utf-8"))
 
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, UTF-8 cannot
 TYPES = {"str": str, "int": int, "dict": dict, "list": list, "int | None": (int, type(None))}
 
 
@@ -138,7 +143,26 @@ def _validate(values: object, path: Path) -> None:
             raise RunError(f"{path}: {name} is a {type(value).__name__}, not {_type_name(known[name])}")
     if values["status"] not in STATUSES:
         raise RunError(f"{path}: status is {values['status']!r}, not one of {', '.join(STATUSES)}")
-    _finite(values, path, "")
+    _sound(values, path, "")
+    for row in values.get("history", []):
+        if not (isinstance(row, dict) and type(row.get("step")) is int and all(map(_is_number, row.values()))):
+            raise RunError(f"{path}: a row of history is {str(row)[:60]}, not a step with its losses")
+    for part in ("metrics", "counts", "time", "memory"):
+        for name, value in values.get(part, {}).items():
+            if not (value is None or _is_number(value) or _is_estimate(value)):
+                raise RunError(f"{path}: {part}.{name} is {str(value)[:60]}, not a number or an estimate")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_estimate(value: object) -> bool:
+    """Whether `value` is an `Estimate` as a dict."""
+    try:
+        return isinstance(value, dict) and all(map(_is_number, vars(Estimate.from_dict(value)).values()))
+    except MetricError:
+        return False
 
 
 def _type_name(kind: type | tuple) -> str:
@@ -147,13 +171,17 @@ def _type_name(kind: type | tuple) -> str:
     )
 
 
-def _finite(value: object, path: Path, where: str) -> None:
-    """Raise RunError at the first NaN or infinity, naming its place ("metrics.test_loss")."""
+def _sound(value: object, path: Path, where: str) -> None:
+    """Raise RunError at the first NaN, infinity or broken text, naming its place ("metrics.test_loss")."""
+    if isinstance(value, str) and SURROGATE.search(value):
+        raise RunError(f"{path}: {where} is half of a character, which no file can hold")
     if isinstance(value, float) and not math.isfinite(value):
         raise RunError(f"{path}: {where} is {value}: the run diverged or was recorded wrongly")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        _finite(item, path, f"{where}.{key}" if where else str(key))
+        if isinstance(key, str):
+            _sound(key, path, "a name")
+        _sound(item, path, f"{where}.{key}" if where else str(key))
 
 
 def environment() -> tuple[dict[str, str], dict[str, str | int]]:
