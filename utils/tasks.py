@@ -131,9 +131,7 @@ def _member(path: Path, name: str) -> bytes:
                 raise ValueError(f"{name} unpacks to more than {MEMBER_LIMIT:,} bytes")
             return archive.read(found)
     except (zipfile.BadZipFile, StopIteration, ValueError, OSError, EOFError, RuntimeError, zlib.error) as error:
-        raise DataError(
-            f"{path.name} is damaged or has no {name} ({str(error) or 'not found'}): delete it and get it again"
-        ) from error
+        raise DataError(f"{path.name} is damaged or has no {name} ({error}): delete it and get it again") from error
 
 
 def _text(path: Path) -> str:
