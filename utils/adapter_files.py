@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from utils.files import digest, read_json_file
+from utils.files import read_json_file
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "probe.json")
 SMALL = 2**20  # bytes of JSON: ours have some thousands
@@ -60,10 +60,10 @@ def _check_probe(probe: dict) -> None:
             raise TypeError(f"{name} must be a text")
 
 
-def check_tensors(folder: Path, sha256: str | None = None, limit: float = math.inf) -> dict[str, Tensor]:
+def check_tensors(folder: Path, limit: float = math.inf) -> dict[str, Tensor]:
     """The folder's tensors; `AdapterError` when a file is not what its name says, or a tensor holds NaN or infinity.
 
-    `sha256`: what the probe says that the tensors' file has (older probes do not say); `limit`: bytes that it may have.
+    `limit`: bytes that the file may have.
     """
     path = folder / "adapter_model.safetensors"
     try:
@@ -73,8 +73,6 @@ def check_tensors(folder: Path, sha256: str | None = None, limit: float = math.i
     try:
         if path.stat().st_size > limit:
             raise ValueError(f"{path.stat().st_size:,} bytes, more than its base model")
-        if sha256 is not None and digest(path) != sha256:
-            raise ValueError("its SHA-256 is not the one saved with it")
         tensors = load_file(path)
     except (SafetensorError, ValueError, OSError, TypeError) as error:
         raise AdapterError(

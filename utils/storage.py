@@ -129,7 +129,7 @@ def load_adapter(
     folder = standing(Path(folder))
     probe = read_probe(folder)
     size = sum(parameter.nbytes for parameter in base.parameters())
-    check_tensors(folder, probe.get("sha256"), limit=max(size, SMALLEST_LIMIT))
+    check_tensors(folder, limit=max(size, SMALLEST_LIMIT))
     check_name(base, name)
     if not isinstance(base, PeftModel) and carries_adapter(base):
         raise AdapterError(
@@ -147,6 +147,10 @@ def load_adapter(
         gap = max(abs(a - b) for a, b in zip(now, probe["logits"], strict=True))
         if not gap <= PROBE_TOLERANCE:
             raise AdapterError(f"{folder.name}: the reloaded logits differ by {gap:.3g} from those saved with it")
+        if probe.get("sha256") not in (None, digest(folder / "adapter_model.safetensors")):  # older ones have none
+            raise AdapterError(
+                f"{folder.name} is truncated or corrupt (another SHA-256 than when saved): save it again"
+            )
     except Exception as error:
         _detach(base, name, before)
         for parameter, flag in flags.items():
