@@ -12,6 +12,7 @@
 #   make refresh     run the committed notebooks and write them back with fresh outputs
 #   make bench       measure speed and memory side by side with what they are compared with, into build/bench
 #   make lint, make format
+#   make audit       ask the advisory service of PyPI about every pinned version (needs a network; docs/security.md)
 # What an instructor runs; docs/instructor.md has the rest.
 #   make student                      write the student edition to build/student and build/student.zip
 #   make grade SUBMISSIONS=folder     grade one folder or zip per student into build/grades (GRADE="--jobs 4" for options)
@@ -25,6 +26,7 @@ PROCESSES ?= 2
 EXTENSIONS ?= $(wildcard extensions/*.ipynb)
 VENV := .venv
 FORMGRADER := .formgrader
+AUDIT := .audit
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.txt
 # One process, one notebook after the other: each needs what the one before it has written.
@@ -37,7 +39,7 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
 .PHONY: course env env-extensions extensions lab test test-extensions test-unit test-notebooks test-order test-gpu train-distributed \
-	refresh lint format student grade formgrader formgrader-marks bench bench-grading
+	refresh lint format audit student grade formgrader formgrader-marks bench bench-grading
 
 course: env
 	$(REPLAYED) $(RUN) scripts/replay.py $(NOTEBOOKS)
@@ -97,6 +99,14 @@ lint: env
 format: env
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+audit: $(AUDIT)/installed.txt
+	$(AUDIT)/bin/pip-audit --disable-pip --no-deps -r requirements.txt -r constraints.txt -r requirements-extensions.txt
+
+$(AUDIT)/installed.txt: requirements-audit.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --disable-pip-version-check -r requirements-audit.txt
+	cp requirements-audit.txt $@
 
 student: env
 	$(RUN) scripts/student.py

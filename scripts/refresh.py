@@ -23,8 +23,9 @@ from replay import (
     keep,
     read_notebook,
     start_console,
-    write_atomic,
 )
+
+from utils.files import write_atomic
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"

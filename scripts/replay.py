@@ -30,6 +30,10 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"{missing}: run `pip install -r requirements.txt -c constraints.txt` first") from None
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils.files import read_json_file, write_atomic  # noqa: E402
+
 NOTEBOOKS = ("01-Setup.ipynb", "02-Train.ipynb", "03-Inference.ipynb", "04-Compare.ipynb")
 EXTENSIONS = tuple(sorted(f"extensions/{path.name}" for path in ROOT.glob("extensions/*.ipynb")))  # optional labs
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
@@ -154,17 +158,6 @@ def execute(notebook: NotebookNode, path: Path, timeout: int) -> Progress:
     return progress
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is at any moment either the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def keep(notebook: NotebookNode, name: str, output: Path) -> None:
     """Write `notebook` as `output`/`name` and, beside it, as HTML with the figures' alt texts."""
     write_atomic(output / name, (nbformat.writes(notebook) + "\n").encode("utf-8"))
@@ -174,10 +167,19 @@ def keep(notebook: NotebookNode, name: str, output: Path) -> None:
     write_atomic(output / Path(name).with_suffix(".html"), html.encode("utf-8"))
 
 
+def past_times(path: Path) -> dict[str, list[float]]:
+    """Seconds of each cell by notebook, as the last replay left them; empty where nothing usable is there."""
+    try:
+        times = read_json_file(path)
+        return {name: [float(second) for second in seconds] for name, seconds in times.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
 def replay(path: Path, output: Path, timeout: int) -> None:
     """Run one notebook and keep it, whole or partial, with its HTML and times (seconds) under `output`."""
     times_file = output / "times.json"
-    times = json.loads(times_file.read_text(encoding="utf-8")) if times_file.is_file() else {}
+    times = past_times(times_file)
     last = f", {sum(times[path.name]):.0f} s last time" if path.name in times else ""
     notebook = read_notebook(path)
     print(f"{path.name}: {sum(cell.cell_type == 'code' for cell in notebook.cells)} code cells{last}", flush=True)

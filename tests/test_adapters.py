@@ -10,7 +10,7 @@ from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from utils import adapters, steering, storage
+from utils import adapter_files, adapters, steering, storage
 from utils.adapters import AdapterError, AdapterLibrary, attach
 from utils.config import PROFILES
 
@@ -221,7 +221,7 @@ def test_saved_and_reloaded_is_equal(tiny_model, tokenizer, tmp_path, method):
     reloaded = adapters.load_adapter(make_tiny_model(), tmp_path / "a")
     assert torch.equal(logits(reloaded), logits(model))
     assert not any(p.requires_grad for p in reloaded.parameters())
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(storage.FILES)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(adapter_files.FILES)
 
 
 def test_reload_to_train_on(saved):
@@ -233,7 +233,7 @@ def test_saving_again_replaces_and_leaves_no_rubbish(trained, tokenizer, saved):
     first = (saved / "adapter_model.safetensors").read_bytes()
     adapters.save_adapter(randomise(trained, seed=1), tokenizer, saved)
     assert (saved / "adapter_model.safetensors").read_bytes() != first
-    assert [p.name for p in saved.parent.iterdir()] == ["adapter"]
+    assert {p.name for p in saved.parent.iterdir()} == {"adapter", ".adapter.lock"}  # the lock stays, empty
 
 
 def test_no_path_of_this_machine_in_a_saved_adapter(trained, tokenizer, tmp_path):

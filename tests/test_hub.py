@@ -275,6 +275,27 @@ def test_the_variables_of_the_environment_in_a_fresh_process(tmp_path, repos):
     assert gone.strip() == expected
 
 
+def test_a_download_killed_in_the_middle_is_finished_by_the_next_start(tmp_path, repos):
+    variables = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    with HubServer(repos, "hang_body") as server:
+        variables = os.environ | variables | {"HF_ENDPOINT": server.endpoint}
+        child = subprocess.Popen([sys.executable, "-c", SCRIPT], env=variables, stdout=subprocess.DEVNULL)
+        for _ in range(1200):
+            half = [path for path in (tmp_path / "home").rglob("*.incomplete") if path.stat().st_size]
+            if half or child.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert half and child.poll() is None
+        child.kill()
+        child.wait()
+    snapshots = tmp_path / "home" / "hub"
+    assert not list(snapshots.glob("*/snapshots/*/model.safetensors"))
+    with HubServer(repos) as server:
+        assert f"GOT {GPT2.model_revision} 1" in in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint)
+    (weights,) = snapshots.glob("*/snapshots/*/model.safetensors")
+    assert weights.read_bytes() == model_files()["model.safetensors"]
+
+
 def test_the_waits_are_short():
     assert hub.ANSWER_SECONDS <= 5 and hub.SILENCE_SECONDS <= 10
 

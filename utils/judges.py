@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import DatasetDict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_safetensors
 
 from utils.config import ASSETS, Profile, artifacts_dir
+from utils.files import write_atomic
 from utils.runs import Estimate
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import: it is loaded where a judge is made
@@ -90,11 +90,9 @@ class Judge:
 
     def save(self, folder: Path) -> None:
         """Write `folder/judge.safetensors` (numbers, and the n-grams as JSON in its header), replaced atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"idf": self.idf, "weights": self.weights, "bias": np.array([self.bias])}
-        scratch = folder / f"judge.{os.getpid()}.tmp"
-        save_file(tensors, scratch, metadata={"kind": self.kind, "terms": json.dumps(self.terms)})
-        os.replace(scratch, folder / "judge.safetensors")
+        header = {"kind": self.kind, "terms": json.dumps(self.terms)}
+        write_atomic(folder / "judge.safetensors", to_safetensors(tensors, metadata=header))
 
     @classmethod
     def load(cls, folder: Path) -> Judge:

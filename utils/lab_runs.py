@@ -7,14 +7,14 @@ For: `LabBench` (what all runs of a recipe share), `measure_lab` (one run, as `s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset
 from peft import IA3Config, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,9 +22,10 @@ from utils.adapters import attach_recipe, base_fingerprint, count_parameters
 from utils.comparison import stranger, usable_runs
 from utils.config import ASSETS, artifacts_dir
 from utils.encoding import encode, make_collator
+from utils.files import digest, write_atomic
 from utils.processes import process_index
 from utils.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
-from utils.runs import RunRecord, environment, write_json
+from utils.runs import RunRecord, environment, read_json, write_json
 from utils.scoring import accuracy, f1, majority, task_scores
 from utils.standins import load_model
 from utils.tasks import load_task, with_test
@@ -93,7 +94,7 @@ class LabBench:
         recipe, folder = replace(self.profile, **BLOOM_BASE), artifacts_dir(self.profile) / "labs" / "base"
         state = folder / "model.safetensors"
         made_by = {"config_id": recipe.config_id(), "base": self.fingerprint, **recipe.learning_rates}
-        if state.is_file() and json.loads((folder / "made_by.json").read_text(encoding="utf-8")) == made_by:
+        if state.is_file() and read_json(folder / "made_by.json") == made_by | {"sha256": digest(state)}:
             return load_file(state)
         examples = self.examples["base"]
         train(
@@ -102,8 +103,8 @@ class LabBench:
         )  # fmt: skip
         learned = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # tied weights become two
         if process_index() == 0:
-            save_file(learned, state)
-            write_json(folder / "made_by.json", made_by)
+            write_atomic(state, to_safetensors(learned))
+            write_json(folder / "made_by.json", made_by | {"sha256": digest(state)})
         return learned
 
 

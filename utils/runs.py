@@ -11,11 +11,13 @@ import json
 import math
 import os
 import platform
+import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from utils.files import read_json_file, write_atomic
 from utils.metrics import METRICS, Estimate, Metric, MetricError, compare_table, mean_interval, pareto_front, table
 
 __all__ = [
@@ -81,12 +83,15 @@ class RunRecord:
         """Read and validate. Raises RunError: no file, broken JSON, missing or unknown key, wrong type, NaN."""
         path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json_file(path)
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror}): train this run first") from error
         except ValueError as error:
             raise RunError(f"{path}: not valid JSON ({error}): delete it and repeat the run") from error
-        _validate(values, path)
+        try:
+            _validate(values, path)
+        except RecursionError as error:
+            raise RunError(f"{path}: nested too deeply for a run record") from error
         return cls(**values)
 
     def value(self, name: str) -> float | Estimate | None:
@@ -101,25 +106,16 @@ class RunRecord:
 
 def read_json(path: Path) -> dict:
     """The JSON object at `path`, empty where there is no such file. Raises ValueError where it is damaged."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json_file(path) if path.is_file() else {}
 
 
 def write_json(path: Path | str, values: object) -> None:
-    """Write `values` as JSON, all or nothing (into a file beside it, then moved). Raises ValueError for NaN."""
-    path = Path(path)
+    """Write `values` as JSON, all or nothing (`write_atomic`). Raises ValueError for NaN, `WriteError`."""
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(Path(path), text.encode("utf-8"))
 
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, UTF-8 cannot
 TYPES = {"str": str, "int": int, "dict": dict, "list": list, "int | None": (int, type(None))}
 
 
@@ -147,7 +143,26 @@ def _validate(values: object, path: Path) -> None:
             raise RunError(f"{path}: {name} is a {type(value).__name__}, not {_type_name(known[name])}")
     if values["status"] not in STATUSES:
         raise RunError(f"{path}: status is {values['status']!r}, not one of {', '.join(STATUSES)}")
-    _finite(values, path, "")
+    _sound(values, path, "")
+    for row in values.get("history", []):
+        if not (isinstance(row, dict) and type(row.get("step")) is int and all(map(_is_number, row.values()))):
+            raise RunError(f"{path}: a row of history is {str(row)[:60]}, not a step with its losses")
+    for part in ("metrics", "counts", "time", "memory"):
+        for name, value in values.get(part, {}).items():
+            if not (value is None or _is_number(value) or _is_estimate(value)):
+                raise RunError(f"{path}: {part}.{name} is {str(value)[:60]}, not a number or an estimate")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_estimate(value: object) -> bool:
+    """Whether `value` is an `Estimate` as a dict."""
+    try:
+        return isinstance(value, dict) and all(map(_is_number, vars(Estimate.from_dict(value)).values()))
+    except MetricError:
+        return False
 
 
 def _type_name(kind: type | tuple) -> str:
@@ -156,13 +171,17 @@ def _type_name(kind: type | tuple) -> str:
     )
 
 
-def _finite(value: object, path: Path, where: str) -> None:
-    """Raise RunError at the first NaN or infinity, naming its place ("metrics.test_loss")."""
+def _sound(value: object, path: Path, where: str) -> None:
+    """Raise RunError at the first NaN, infinity or broken text, naming its place ("metrics.test_loss")."""
+    if isinstance(value, str) and SURROGATE.search(value):
+        raise RunError(f"{path}: {where} is half of a character, which no file can hold")
     if isinstance(value, float) and not math.isfinite(value):
         raise RunError(f"{path}: {where} is {value}: the run diverged or was recorded wrongly")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        _finite(item, path, f"{where}.{key}" if where else str(key))
+        if isinstance(key, str):
+            _sound(key, path, "a name")
+        _sound(item, path, f"{where}.{key}" if where else str(key))
 
 
 def environment() -> tuple[dict[str, str], dict[str, str | int]]:
@@ -216,7 +235,7 @@ def load_runs(folder: Path | str, config_id: str | None = None) -> tuple[list[Ru
 def _is_other_json(path: Path) -> bool:
     """Whether this is a readable JSON file of another kind, as `adapter_config.json`; a broken file is not."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_file(path)
     except (OSError, ValueError):
         return False
     return not (isinstance(values, dict) and {"status", "history"} & values.keys())

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +35,13 @@ from transformers import (
 )
 
 from utils.config import artifacts_dir
+from utils.files import locked, replace_folder, writing
 from utils.gpu import pick_device
 from utils.hub import model_folder
 from utils.made_tokenizers import made_tokenizer
 from utils.onnx_weights import read_weights
 from utils.recipe import Recipe
 from utils.settings import short
-from utils.storage import replace_folder
 
 AUTO_CLASSES = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -191,13 +191,15 @@ def _standin_folder(recipe: Recipe) -> tuple[Path, str]:
 def _made(recipe: Recipe, kind: str, make: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> Path:
     """The folder with what `make()` (a model and a tokenizer) gives; saved on first use, in one move."""
     folder = artifacts_dir(recipe) / "standins" / f"{recipe.model}-{kind}-v{VERSION}"
-    if not (folder / "model.safetensors").is_file():
-        model, tokenizer = make()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        replace_folder(scratch, folder)
+    with locked(folder.with_name(f".{folder.name}.lock"), "making a model"):
+        if not (folder / "model.safetensors").is_file():
+            model, tokenizer = make()
+            scratch = folder.with_name(folder.name + ".tmp")  # what lies there is a killed process's
+            with writing(folder):
+                shutil.rmtree(scratch, ignore_errors=True)
+                model.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
+                replace_folder(scratch, folder)
     return folder
 
 

@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -21,22 +20,18 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from utils.adapter_files import AdapterError, check_tensors, read_probe
 from utils.config import ASSETS, Profile, artifacts_dir
 from utils.counts import is_adapter, is_head
+from utils.files import digest, locked, replace_folder, standing, writing
 from utils.rivals import Bottleneck
 
 PROBE_PROMPT = "This movie was one of the"
 PROBE_LOGITS = 64  # how many logits of the last position are kept
+SMALLEST_LIMIT = 2**26  # bytes that an adapter of the smallest base may have
 PROBE_TOLERANCE = 1e-2  # logits; float32 on another CPU differs by about 1e-5, a wrong adapter by more than 0.1
-FILES = ("adapter_config.json", "adapter_model.safetensors", "probe.json")
-
-
-class AdapterError(RuntimeError):
-    """An adapter cannot be made, saved or loaded as asked; the message names cause and remedy."""
 
 
 def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -86,7 +81,8 @@ def save_adapter(
     """Write the active adapter and its probe to `folder`, replacing what is there in one move; returns the folder.
 
     `config_id`: that of the profile it was trained with, by which `find_adapter` knows it. Raises `AdapterError` for a
-    model without adapter, one that was merged, or one with NaN in its adapter.
+    model without adapter, one that was merged, or one with NaN in its adapter; `WriteError` where the disk is full or
+    read-only, and the old adapter is then as it was.
     """
     folder = Path(folder)
     if not isinstance(model, PeftModel) or not carries_adapter(model):
@@ -105,25 +101,19 @@ def save_adapter(
         "merged_fingerprint": base_fingerprint(copy.deepcopy(model).merge_and_unload(adapter_names=[name])),
         "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
     }
-    scratch = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    model.save_pretrained(scratch, selected_adapters=[name])
-    saved = scratch if name == "default" else scratch / name  # peft puts other names into a folder of their own
-    (saved / "probe.json").write_text(json.dumps(probe, indent=1) + "\n", encoding="utf-8")
-    (scratch / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    replace_folder(saved, folder)
-    shutil.rmtree(scratch, ignore_errors=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), "saving an adapter"), writing(folder):
+        scratch = folder.with_name(folder.name + ".tmp")  # what lies there is a killed process's
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            model.save_pretrained(scratch, selected_adapters=[name])
+            saved = scratch if name == "default" else scratch / name  # peft puts others into a folder of their own
+            (scratch / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            probe["sha256"] = digest(saved / "adapter_model.safetensors")
+            (saved / "probe.json").write_text(json.dumps(probe, indent=1) + "\n", encoding="utf-8")
+            replace_folder(saved, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return folder
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; the old one is removed only once the new one stands."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_adapter(
@@ -136,9 +126,10 @@ def load_adapter(
     already (the adapter would act twice), carries layers of an adapter that was attached elsewhere, or has one
     of this name.
     """
-    folder = Path(folder)
+    folder = standing(Path(folder))
     probe = read_probe(folder)
-    check_tensors(folder)
+    size = sum(parameter.nbytes for parameter in base.parameters())
+    check_tensors(folder, limit=max(size, SMALLEST_LIMIT))
     check_name(base, name)
     if not isinstance(base, PeftModel) and carries_adapter(base):
         raise AdapterError(
@@ -150,10 +141,16 @@ def load_adapter(
     flags = {parameter: parameter.requires_grad for parameter in base.parameters()}
     try:
         model = _attach_folder(base, folder, name, trainable)
+        if max(probe["ids"]) >= model.get_input_embeddings().num_embeddings:
+            raise AdapterError(f"{folder.name}/probe.json has a token that the base has not: save the adapter again")
         now = probe_logits(model, probe["ids"])
         gap = max(abs(a - b) for a, b in zip(now, probe["logits"], strict=True))
         if not gap <= PROBE_TOLERANCE:
             raise AdapterError(f"{folder.name}: the reloaded logits differ by {gap:.3g} from those saved with it")
+        if probe.get("sha256") not in (None, digest(folder / "adapter_model.safetensors")):  # older ones have none
+            raise AdapterError(
+                f"{folder.name} is truncated or corrupt (another SHA-256 than when saved): save it again"
+            )
     except Exception as error:
         _detach(base, name, before)
         for parameter, flag in flags.items():
@@ -209,7 +206,7 @@ def find_adapter(profile: Profile, task: str, base: PreTrainedModel) -> tuple[Pa
     wanted, passed = {"base_fingerprint": base_fingerprint(base), "config_id": profile.config_id()}, []
     yours = artifacts_dir(profile) / "adapters" / task
     shipped = sorted((ASSETS / "adapters" / profile.name).glob(f"{task}-seed*"))[:1]
-    for folder, source in [(yours, "yours"), *((reference, "reference run") for reference in shipped)]:
+    for folder, source in [(standing(yours), "yours"), *((reference, "reference run") for reference in shipped)]:
         if not (folder / "probe.json").is_file():
             continue
         probe = read_probe(folder)
@@ -218,39 +215,6 @@ def find_adapter(profile: Profile, task: str, base: PreTrainedModel) -> tuple[Pa
         passed.append(f"{source}: made with another base model or configuration")
     reasons = f" ({'; '.join(passed)})" if passed else ""
     raise AdapterError(f"no {task} adapter for profile {profile.name}{reasons}: run 02-Train.ipynb, it trains one")
-
-
-def read_probe(folder: Path) -> dict:
-    """The probe of an adapter folder; `AdapterError` when the folder is incomplete or the probe unreadable."""
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise AdapterError(f"no adapter in {folder.name}/ ({', '.join(missing)} missing): run 02-Train.ipynb first")
-    try:
-        probe = json.loads((folder / "probe.json").read_text(encoding="utf-8"))
-        probe["ids"], probe["logits"], probe["base_fingerprint"], probe["merged_fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{folder.name}/probe.json is damaged ({error}): save the adapter again") from error
-    return probe
-
-
-def check_tensors(folder: Path) -> None:
-    """`AdapterError` when a file is truncated or not what its name says, or a tensor holds NaN or infinity."""
-    try:
-        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{folder.name}/adapter_config.json is damaged ({error}): save the adapter again") from error
-    try:
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (SafetensorError, ValueError, OSError) as error:
-        raise AdapterError(
-            f"{folder.name}/adapter_model.safetensors is truncated or corrupt ({error}): copy or save it again"
-        ) from error
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise AdapterError(
-            f"{folder.name} holds NaN or infinity in {broken[0]} and {len(broken) - 1} more: "
-            "its training diverged, train it again with a lower learning rate"
-        )
 
 
 def check_base(base: PreTrainedModel | PeftModel, probe: dict, folder: Path) -> None:

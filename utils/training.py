@@ -17,13 +17,13 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 from safetensors.torch import save as to_safetensors
-from transformers import TrainerState, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from utils.adapters import base_fingerprint, count_parameters
 from utils.batches import SMALLER, batch_that_fitted, plan_of, smaller
+from utils.checkpoints import drop_broken, one_at_a_time
 from utils.config import Profile
 from utils.gpu import PeakMemory, fast_bf16
 from utils.history import DivergedError, TrainingError, check_finite, readable_history, summary
@@ -98,6 +98,7 @@ def training_arguments(
     return arguments
 
 
+@one_at_a_time
 def train(
     model: torch.nn.Module,
     blocks: Dataset,
@@ -121,7 +122,8 @@ def train(
     last checkpoint; any other one there is started over, from the state in which this function first saw the model, so
     that a notebook's cell can be run twice. The model ends in evaluation mode, at the step with the
     lowest held-out loss. Raises `TrainingError` when nothing is trainable or there are fewer blocks than one batch,
-    and `DivergedError` when the loss is not finite: the record in `folder` then says "failed".
+    `DivergedError` when the loss is not finite (the record in `folder` then says "failed"), `BusyError` where another
+    process trains in `folder`, `WriteError` where the disk is full or read-only, `CheckpointError` for a damaged one.
 
     Called by every process of a launch (`torchrun`, Accelerate; `scripts/train.py`) it trains as one process does, on
     the same rows in each step: process 0 decides about resuming and alone writes records, for which all must see the
@@ -206,7 +208,9 @@ def _run(make_trainer: Callable[..., BlockTrainer], record: RunRecord, folder: P
         save_as_first(record, folder / RUNNING)
         raise
     record.metrics = summary(record.history)
-    record.time = {"step_seconds_median": statistics.median(progress.seconds), "steps_timed": len(progress.seconds)}
+    record.time = {"steps_timed": len(progress.seconds)}
+    if progress.seconds:  # none where a kill came after the last checkpoint
+        record.time["step_seconds_median"] = statistics.median(progress.seconds)
     record.memory = {"peak_bytes": peak.bytes}
     if trainer.plan is not None:  # how it was computed; what was computed is the same
         record.hardware |= {"processes": trainer.plan.processes, "batch": trainer.plan.batch}
@@ -262,8 +266,7 @@ def start_over(model: torch.nn.Module) -> None:
 def resume_point(folder: Path, record: RunRecord) -> str | None:
     """The last checkpoint of an interrupted run of the same configuration, whose history `record` then takes over.
 
-    Checkpoints of any other run are removed, and so is one that a kill left half written: the Trainer writes its state
-    last, and deletes the checkpoint before only when the new one stands.
+    Checkpoints of any other run are removed, and so is one that is not whole (`checkpoints.py`).
     """
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
@@ -274,22 +277,11 @@ def resume_point(folder: Path, record: RunRecord) -> str | None:
         before = None
     keys = ("method", "task", "config_id", "config", "seed", "versions")
     if before and before.status == "running" and all(getattr(before, k) == getattr(record, k) for k in keys):
-        for checkpoint in checkpoints.glob("checkpoint-*"):
-            if not _is_complete(checkpoint):
-                shutil.rmtree(checkpoint)
+        drop_broken(checkpoints)
         record.history = before.history
         return get_last_checkpoint(str(checkpoints)) if before.history else None
     shutil.rmtree(checkpoints)
     return None
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether the Trainer's own state, the last file it writes, is there and whole."""
-    try:
-        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    except (OSError, ValueError, TypeError):
-        return False
-    return True
 
 
 def trainable_bytes(model: torch.nn.Module) -> int:

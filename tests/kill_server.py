@@ -1,0 +1,225 @@
+"""A process that imports everything once and forks a child for each run of a small program, to be killed at a moment.
+
+Reads one JSON object a line: {"program": name, "folder": path, "kill": null | {"event": n} | {"torn": n} |
+{"after": seconds}}; answers {"status": "done" | "killed" | "failed", "events": n, "seconds": s}. An event is a change
+of a file or folder that Python announces (open for writing, rename, remove, mkdir): a child killed at event n dies just
+before it. "torn": killed when half of the n-th safetensors file is on the disk. One thread, so that forking is safe.
+Not for: comparing results (tests/test_kills.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
+
+import compare  # noqa: E402
+import conftest  # noqa: E402
+import refresh  # noqa: E402
+import replay  # noqa: E402
+import safetensors.torch  # noqa: E402
+import torch  # noqa: E402
+from datasets import Dataset, DatasetDict  # noqa: E402
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: E402
+
+from utils import ablations, comparison, cost  # noqa: E402
+from utils.adapters import attach, save_adapter  # noqa: E402
+from utils.config import PROFILES, quiet  # noqa: E402
+from utils.data import to_blocks  # noqa: E402
+from utils.training import train  # noqa: E402
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.link", "os.symlink", "os.truncate"}
+PROFILE = replace(
+    PROFILES["mini"], block_length=16, batch_size=4, steps=6, eval_every=2, eval_blocks=4, train_reviews=8,
+    samples_per_prompt=1, new_tokens=4, learning_rates={"ia3": 3e-2, "full": 1e-2},
+)  # fmt: skip
+
+
+def tiny_model() -> GPT2LMHeadModel:
+    """Two layers with dropout: a run that is continued needs the random state to give the same numbers."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0,
+        initializer_range=0.1,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+REVIEWS = conftest.reviews.__wrapped__()
+TOKENIZER: PreTrainedTokenizerFast = conftest.tokenizer.__wrapped__(REVIEWS)
+
+
+# --- the programs ---
+
+
+def run_train(folder: Path, method: str = "ia3") -> None:
+    """Train the tiny model in `folder`, as a notebook's cell does."""
+    blocks = to_blocks(Dataset.from_list(REVIEWS), TOKENIZER, 16)
+    model = attach(tiny_model(), method)
+    train(model, blocks, PROFILE, method=method, eval_blocks=blocks.select(range(4)), folder=folder / method)
+
+
+def run_full(folder: Path) -> None:
+    """The same with all weights trained: checkpoints hold a whole model."""
+    run_train(folder, "full")
+
+
+def run_older(folder: Path) -> None:
+    """An adapter in the place of which `run_save` puts another."""
+    save_vectors(folder / "positive adapter", 0.5)
+
+
+def run_save(folder: Path) -> None:
+    """Replace the adapter in `folder` by one whose vectors are all 1.5."""
+    save_vectors(folder / "positive adapter", 1.5)
+
+
+def save_vectors(folder: Path, value: float) -> None:
+    """An adapter of the tiny model with every scaling vector at `value`."""
+    model = attach(tiny_model(), "ia3")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(value)
+    save_adapter(model, TOKENIZER, folder, config_id="tiny")
+
+
+def run_compare(folder: Path) -> None:
+    """The comparison of `scripts/compare.py`: the base, (IA)³ on both tasks, its adapters."""
+    os.environ["LAB_ARTIFACTS"] = str(folder / "artifacts")
+    parts = DatasetDict({name: Dataset.from_list(REVIEWS) for name in ("pretrain", "adapter", "validation", "test")})
+    comparison.load_reviews = lambda profile: parts
+    comparison.load_judges = lambda profile, reviews: {"words": conftest.EveryOther()}
+    model = tiny_model()
+    for module in (ablations, comparison, cost):
+        module.load_base = lambda profile: (copy.deepcopy(model), TOKENIZER)
+    compare.ASSETS = folder / "assets"
+    bench = comparison.Bench(PROFILE)
+    compare.make_all(bench, compare.comparison_jobs(bench, ["base", "ia3"], [0]))
+
+
+def run_replay(folder: Path) -> None:
+    """`make course` of the two notebooks in `folder`."""
+    names = [str(path) for path in sorted(folder.glob("*.ipynb"))]
+    if replay.main([*names, "--output", str(folder / "out")]):
+        raise SystemExit("the replay failed")
+
+
+def run_refresh(folder: Path) -> None:
+    """`make refresh` of the notebooks in `folder`."""
+    if refresh.main([str(path) for path in sorted(folder.glob("*.ipynb"))]):
+        raise SystemExit("refreshing failed")
+
+
+PROGRAMS = {
+    "train": run_train, "full": run_full, "older": run_older, "save": run_save, "compare": run_compare,
+    "replay": run_replay, "refresh": run_refresh,
+}  # fmt: skip
+
+
+# --- one child ---
+
+
+def watch(folder: Path, at: int | None) -> dict:
+    """Count changes below `folder`; the process ends by SIGKILL just before change number `at`."""
+    seen = {"events": 0}
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            if not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+        elif event in CHANGES:
+            path = arguments[0]
+        else:
+            return
+        if isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(str(folder)):
+            seen["events"] += 1
+            if seen["events"] == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def tear(at: int) -> None:
+    """Let the `at`-th safetensors file be cut in the middle, and the process end there by SIGKILL."""
+    whole, calls = safetensors.torch.serialize_file, []
+
+    def half(tensors: dict, path: str, *arguments: object, **options: object) -> None:
+        whole(tensors, path, *arguments, **options)
+        calls.append(path)
+        if len(calls) == at:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    safetensors.torch.serialize_file = half
+
+
+def child(request: dict, report: int) -> None:
+    """Run the program; never returns."""
+    folder, kill = Path(request["folder"]), request["kill"] or {}
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
+    code = 1
+    try:
+        if "torn" in kill:
+            tear(kill["torn"])
+        seen = watch(folder, kill.get("event"))
+        PROGRAMS[request["program"]](folder)
+        os.write(report, str(seen["events"]).encode())
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def serve(request: dict) -> dict:
+    """Fork, perhaps kill, wait."""
+    reader, writer = os.pipe()
+    started = time.monotonic()
+    if (pid := os.fork()) == 0:
+        os.close(reader)
+        child(request, writer)
+    os.close(writer)
+    if "after" in (request["kill"] or {}):
+        time.sleep(request["kill"]["after"])
+        os.kill(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with os.fdopen(reader) as file:
+        events = int(file.read() or 0)
+    status = {0: "done", -signal.SIGKILL: "killed"}.get(code, "failed")
+    return {"status": status, "events": events, "seconds": time.monotonic() - started}
+
+
+def warm_up() -> None:
+    """Run what children run, so that each finds everything imported that the libraries import late."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        run_full(Path(folder))
+        run_compare(Path(folder))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    quiet()
+    answers = os.fdopen(os.dup(1), "w")
+    warm_up()
+    gc.freeze()  # or each child's first collection copies every page of the imported libraries
+    for line in sys.stdin:
+        answers.write(json.dumps(serve(json.loads(line))) + "\n")
+        answers.flush()
