@@ -69,7 +69,7 @@ test-notebooks: env
 	$(REPLAYED) $(MINI) $(NBVAL) --nbval $(NOTEBOOKS) --junitxml build/replay.xml
 
 test-extensions: env-extensions
-	$(REPLAYED) $(MINI) $(NBVAL) --nbval $(EXTENSIONS) --junitxml build/extensions.xml
+	unset LAB_DATA_DIR LAB_OVERRIDE; $(REPLAYED) $(MINI) $(NBVAL) --nbval $(EXTENSIONS) --junitxml build/extensions.xml
 
 test-gpu: env
 	$(RUN) -c 'import torch; assert torch.cuda.is_available(), "this machine has no CUDA that torch can use"; print(torch.cuda.get_device_name())'
