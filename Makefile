@@ -5,6 +5,8 @@
 #   make test-gpu    set up, require CUDA, replay with the gpt2 profile: the notebooks' asserts, and the outputs that hold
 #                    for every profile
 #   make env-extensions   set up, and install what the optional labs under extensions/ can use (150 MB)
+#   make extensions       the same, and replay the optional labs into build/course
+#   make test-extensions  the same, and replay them comparing their outputs
 #   make refresh     run the committed notebooks and write them back with fresh outputs
 #   make lint, make format
 # What an instructor runs; docs/instructor.md has the rest.
@@ -16,6 +18,7 @@
 
 PYTHON ?= python3
 NOTEBOOKS ?= 01-Setup.ipynb 02-Train.ipynb 03-Inference.ipynb 04-Compare.ipynb
+EXTENSIONS ?= $(wildcard extensions/*.ipynb)
 VENV := .venv
 FORMGRADER := .formgrader
 RUN := $(VENV)/bin/python
@@ -29,8 +32,8 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
-.PHONY: course env env-extensions lab test test-unit test-notebooks test-gpu refresh lint format student grade \
-	formgrader formgrader-marks bench-grading
+.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-notebooks test-gpu refresh lint format \
+	student grade formgrader formgrader-marks bench-grading
 
 course: env
 	$(REPLAYED) $(RUN) scripts/replay.py $(NOTEBOOKS)
@@ -48,6 +51,9 @@ $(INSTALLED): requirements.txt constraints.txt
 env-extensions: env
 	$(RUN) -m pip install --disable-pip-version-check --no-deps -r requirements-extensions.txt
 
+extensions: env-extensions
+	$(REPLAYED) $(RUN) scripts/replay.py $(EXTENSIONS)
+
 lab: env
 	$(RUN) -m jupyter lab
 
@@ -61,6 +67,9 @@ test-unit: env
 
 test-notebooks: env
 	$(REPLAYED) $(MINI) $(NBVAL) --nbval $(NOTEBOOKS) --junitxml build/replay.xml
+
+test-extensions: env-extensions
+	unset LAB_DATA_DIR LAB_OVERRIDE; $(REPLAYED) $(MINI) $(NBVAL) --nbval $(EXTENSIONS) --junitxml build/extensions.xml
 
 test-gpu: env
 	$(RUN) -c 'import torch; assert torch.cuda.is_available(), "this machine has no CUDA that torch can use"; print(torch.cuda.get_device_name())'

@@ -134,7 +134,8 @@ def make_one(
     """
     if not path.exists():
         print(f"{path.stem}: making it", flush=True)
-        folder, started = artifacts_dir(bench.profile) / "compare" / path.parent.name / path.stem, time.monotonic()
+        folder = artifacts_dir(bench.profile) / "compare" / path.parent.parent.name / path.parent.name / path.stem
+        started = time.monotonic()
         try:
             record = make(folder)
         except DivergedError as error:

@@ -23,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from readme_labs import labs_part, table  # noqa: E402
+
 from utils.adapters import METHODS  # noqa: E402
 from utils.checks import EXERCISES  # noqa: E402
 from utils.claims import load_claims, tally  # noqa: E402
@@ -49,11 +51,6 @@ NOTEBOOKS = (  # file, goal, artefact in, artefact out
     ("04-Compare.ipynb", "(IA)³ beside six other methods, by quality and by cost; ablations; claims put to the test",
      "`assets/runs`, your run of 02", "a run of LoRA, `artifacts/<profile>/live`"),
 )  # fmt: skip
-
-
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (titles, ["---"] * len(titles), *rows)) + "\n"
 
 
 def base_part(assets: Path) -> str:
@@ -87,7 +84,7 @@ def dial_part(assets: Path) -> str:
     return (
         f"![{ALT}]({PICTURE.as_posix()})\n\n"
         f"The contrast of two adapters in numbers ({len(base)} seeds, about {texts} texts each; in brackets the "
-        f"lowest and the highest seed):\n\n{markdown(titles, lines)}"
+        f"lowest and the highest seed):\n\n{table(titles, lines)}"
     )
 
 
@@ -129,7 +126,7 @@ def _profile_runs(assets: Path, name: str) -> str:
     rows = [_method_row(row, records) for row in summarise(records, ["trainable", "bytes_on_disk"])]
     seeds = len({record.seed for record in records})
     titles = ["method", "trained numbers", "file, bytes", f"positive texts, mean (lowest to highest of {seeds} seeds)"]
-    return f"{heading} measured on {' and '.join(sorted(hardware))}.\n\n{markdown(titles, rows)}"
+    return f"{heading} measured on {' and '.join(sorted(hardware))}.\n\n{table(titles, rows)}"
 
 
 def audit_part(assets: Path) -> str:
@@ -176,12 +173,13 @@ def notebooks_part(assets: Path) -> str:
         minutes = f"{replay['seconds'][file] / 60:.1f}" if replay else "not measured"
         rows.append([f"[{file.removesuffix('.ipynb')}]({file})", goal, minutes, before, after])
     on = f"\nMinutes: one replay in the `mini` profile on {replay['hardware']['cores']} CPU cores.\n" if replay else ""
-    return markdown(["notebook", "goal", "minutes", "comes in", "goes out"], rows) + on
+    return table(["notebook", "goal", "minutes", "comes in", "goes out"], rows) + on
 
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "dial": dial_part, "notebooks": notebooks_part, "base": base_part, "runs": runs_part,
     "audit": audit_part, "exercises": exercises_part, "grading": grading_part,
+    "labs": labs_part,
 }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Run the committed notebooks again and write them back with fresh outputs, so that an unchanged rerun is no diff.
 
-For maintainers (`make refresh`) after a change to a notebook or to utils/. Not for students: it rewrites the root
-notebooks. A notebook is replaced in one step, and only after it ran to its end; one that fails stays as it was.
+For maintainers (`make refresh`) after a change to a notebook or to utils/. Not for students: it rewrites the
+committed notebooks, the four or those it is given, `extensions/*.ipynb` too. A notebook is replaced in one step, and
+only after it ran to its end; one that fails stays as it was.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ except ModuleNotFoundError as missing:
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("01-Setup.ipynb", "02-Train.ipynb", "03-Inference.ipynb", "04-Compare.ipynb")
+EXTENSIONS = tuple(sorted(f"extensions/{path.name}" for path in ROOT.glob("extensions/*.ipynb")))  # optional labs
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -39,13 +40,14 @@ class ReplayError(RuntimeError):
 
 
 def find_notebook(name: str) -> Path:
-    """Return the notebook for a path, or for the start of a root notebook's name such as `02`.
+    """Return the notebook for a path, or for the start of a notebook's name such as `02` or, in extensions/, `bert`.
 
     Raises ReplayError where there is none, or more than one.
     """
     if Path(name).is_file():
         return Path(name).resolve()
-    found = sorted(ROOT.glob(f"{name}*.ipynb")) if re.fullmatch(r"[\w.-]+", name) else []
+    places = (ROOT, ROOT / "extensions") if re.fullmatch(r"[\w.-]+", name) else ()
+    found = [path for place in places for path in sorted(place.glob(f"{name}*.ipynb"))]
     if len(found) == 1:
         return found[0]
     raise ReplayError(f"{name}: {'no such notebook' if not found else 'more than one notebook begins like this'}")

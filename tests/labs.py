@@ -28,7 +28,10 @@ SHAPES = {
 
 def tiny(lab: str, **changes: object) -> Recipe:
     """The lab's mini recipe on a model of two layers, with a few steps to train."""
-    small = {"shape": SHAPES[lab], "model": f"tiny-{lab}", "batch_size": 4, "accumulation": 1, "epochs": 2}
+    small = {
+        "shape": SHAPES[lab], "model": f"tiny-{lab}", "batch_size": 4, "accumulation": 1, "epochs": 2,
+        "evals_per_epoch": 1,
+    }  # fmt: skip
     return replace(RECIPES[lab]["mini"], **(small | changes))
 
 

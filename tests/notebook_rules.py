@@ -18,6 +18,7 @@ import nbformat
 from nbformat import NotebookNode
 
 CELLS = (40, 60)  # the beat of docs: short enough to finish, long enough to explain
+LAB_CELLS = (25, 40)  # of an optional lab in extensions/
 MARKDOWN_PER_CODE = (1.2, 1.5)
 CODE_LINES = 20
 MEGABYTES = 2
@@ -158,8 +159,31 @@ def short_cells(notebook: NotebookNode) -> list[str]:
 
 def cell_number(notebook: NotebookNode) -> list[str]:
     """The lesson has 40 to 60 cells."""
-    count = len(lesson_cells(notebook))
-    return [] if CELLS[0] <= count <= CELLS[1] else [f"{count} cells ({CELLS[0]} to {CELLS[1]})"]
+    return _within(CELLS, len(lesson_cells(notebook)))
+
+
+def lab_cell_number(notebook: NotebookNode) -> list[str]:
+    """An optional lab has 25 to 40 cells."""
+    return _within(LAB_CELLS, len(lesson_cells(notebook)))
+
+
+def _within(limits: tuple[int, int], count: int) -> list[str]:
+    low, high = limits
+    return [] if low <= count <= high else [f"{count} cells ({low} to {high})"]
+
+
+def lesson_only(notebook: NotebookNode) -> list[str]:
+    """An optional lab gives no points: it has no exercise that a student edition or a grader would have to know."""
+    found = [cell.id for cell in notebook.cells if is_exercise(cell)]
+    return [f"cell {name} is an exercise: the four notebooks have those" for name in found]
+
+
+def finds_utils(notebook: NotebookNode) -> list[str]:
+    """The first code cell of an optional lab looks for utils/ one folder up, before it imports from there."""
+    first = code_cells(notebook)[0].source
+    if 'sys.path.insert(0, "..")' in first.partition("from utils")[0]:
+        return []
+    return ['the first code cell does not say sys.path.insert(0, "..") before it imports from utils']
 
 
 def enough_text(notebook: NotebookNode) -> list[str]:
@@ -243,4 +267,10 @@ RULES: tuple[Rule, ...] = (
     mostly_compared,
     headings_in_order,
     figures_have_alt,
+)
+LAB_RULES: tuple[Rule, ...] = (
+    *(rule for rule in RULES if rule is not cell_number),
+    lab_cell_number,
+    lesson_only,
+    finds_utils,
 )

@@ -1,4 +1,4 @@
-"""The static gate: every root notebook keeps every rule, and every rule finds a notebook that breaks it."""
+"""The static gate: every notebook, the optional labs too, keeps its rules, and every rule finds one that breaks it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import notebook_rules as rules
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from replay import NOTEBOOKS, ROOT
+from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
 ALL_RULES = (*rules.RULES, *exercise_rules.RULES)
 HERE = [name for name in NOTEBOOKS if (ROOT / name).is_file()]
@@ -22,6 +22,13 @@ def test_notebook_keeps_the_rule(name: str, rule: rules.Rule) -> None:
     if not HERE:
         pytest.skip("no notebook is written yet")
     assert (ROOT / name).is_file(), f"{name} is missing"
+    problems = rule(nbformat.read(ROOT / name, as_version=4))
+    assert not problems, f"{name}:\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("rule", rules.LAB_RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_optional_lab_keeps_the_rule(name: str, rule: rules.Rule) -> None:
     problems = rule(nbformat.read(ROOT / name, as_version=4))
     assert not problems, f"{name}:\n" + "\n".join(problems)
 
@@ -214,4 +221,24 @@ def test_rule_finds_the_break(name: str, good: NotebookNode) -> None:
 
 
 def test_every_rule_is_broken_once() -> None:
-    assert {rule for rule, _ in BREAKS.values()} == set(ALL_RULES)
+    assert {rule for rule, _ in BREAKS.values()} | set(LAB_BREAKS) == {*ALL_RULES, *rules.LAB_RULES}
+
+
+def first_code(notebook: NotebookNode, source: str) -> None:
+    rules.code_cells(notebook)[0].source = source
+
+
+LAB_BREAKS = {
+    rules.lab_cell_number: lambda n: n.cells.extend(n.cells[:8]),
+    rules.lesson_only: lambda n: n.cells.append(exercises(20)[0]),
+    rules.finds_utils: lambda n: first_code(n, 'from utils import x\nimport sys\nsys.path.insert(0, "..")'),
+}
+
+
+@pytest.mark.parametrize("rule", LAB_BREAKS, ids=lambda rule: rule.__name__)
+def test_rule_of_optional_labs_finds_the_break(good: NotebookNode, rule: rules.Rule) -> None:
+    good.cells = rules.lesson_cells(good)[:35]
+    first_code(good, 'import sys\n\nsys.path.insert(0, "..")\nfrom utils import x')
+    assert rule(good) == []
+    LAB_BREAKS[rule](good)
+    assert rule(good)

@@ -14,6 +14,7 @@ from transformers import GPT2Config
 from utils.adapters import predict_ia3_count
 from utils.config import PROFILES
 from utils.metrics import Estimate
+from utils.recipes import RECIPES
 from utils.runs import RunError, RunRecord, write_json
 
 TEXT = README.read_text(encoding="utf-8")
@@ -108,6 +109,20 @@ def assets(tmp_path: Path) -> Path:
     card = {"parameters": 1234567, "bits_per_byte": {"validation": 1.5, "test": 1.52}}
     write_json(tmp_path / "mini-gpt2/pretraining.json", card)
     return tmp_path
+
+
+def test_labs_part_holds_the_mean_and_the_seeds_of_each_method(tmp_path: Path) -> None:
+    recipe = RECIPES["mt0-sentiment"]["mini"]
+    assert "| flan-t5-small | Financial PhraseBank | not measured |" in PARTS["labs"](tmp_path)
+    for seed, value in ((0, 0.7), (1, 0.8)):
+        RunRecord(
+            "finished", "ia3", recipe.name, recipe.config_id(), {}, seed,
+            counts={"trainable": 1234, "total": 5000}, metrics={"exact_match": {"value": value, "n": 50}},
+        ).save(tmp_path / f"runs/{recipe.name}/ia3-seed{seed}.json")  # fmt: skip
+    assert "| (IA)³ | 1,234 | exact match | 0.75 (0.70 to 0.80) | 2 | 50 |" in PARTS["labs"](tmp_path)
+    (tmp_path / f"runs/{recipe.name}/base-seed0.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match="cannot be written"):
+        PARTS["labs"](tmp_path)
 
 
 def test_parts_hold_what_the_records_hold(assets: Path) -> None:

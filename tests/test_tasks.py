@@ -21,7 +21,7 @@ from utils.instructions import made_instructions
 from utils.judges import EvaluationError
 from utils.made_tokenizers import made_tokenizer
 from utils.recipes import RECIPES, with_data
-from utils.scoring import accuracy, class_logits, exact_match, f1, normal, write_texts
+from utils.scoring import accuracy, class_logits, confusion, exact_match, f1, label_scores, normal, write_texts
 from utils.standins import wheel_folder
 from utils.tasks import load_task, made_pairs, scored_pairs, split_rows
 
@@ -363,3 +363,26 @@ def test_the_main_courses_generate_answers_instructions_too(bloom):
     samples = generate(tiny_model(recipe), bloom, prompts, do_sample=False, new_tokens=5)
     assert [sample.prompt_index for sample in samples] == [0, 1, 2]
     assert torch.is_grad_enabled()
+
+
+def test_the_confusion_table_counts_what_is_no_label_apart():
+    written, wanted = ["Positive.", "pos", "negative", "neutral"], ["positive", "positive", "positive", "neutral"]
+    labels = ("negative", "neutral", "positive")
+    assert confusion(written, wanted, labels).tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]]
+    with pytest.raises(EvaluationError, match="'mixed' is wanted and is no label"):
+        confusion(["positive"], ["mixed"], labels)
+    with pytest.raises(EvaluationError, match="give one for each"):
+        confusion(["positive"], [], labels)
+
+
+def test_label_scores_are_shares_of_the_confusion_table():
+    written, wanted = ["Positive.", "pos", "negative", "neutral"], ["positive", "positive", "positive", "neutral"]
+    scores = label_scores(written, wanted, ("negative", "neutral", "positive"))
+    assert list(scores) == ["exact_match", "no_label", "found_neutral", "found_positive"]
+    assert scores["exact_match"] == exact_match(written, wanted)
+    assert [(score.value, score.n) for score in scores.values()] == [
+        (0.5, 4),
+        (0.25, 4),
+        (1, 1),
+        (pytest.approx(1 / 3), 3),
+    ]

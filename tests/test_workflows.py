@@ -63,7 +63,8 @@ def test_time_limits_and_kept_notebooks(path: Path) -> None:
         assert job["timeout-minutes"] <= 90, name
         assert all(step["timeout-minutes"] <= job["timeout-minutes"] for step in job["steps"] if "run" in step), name
         upload = job["steps"][-1]
-        assert upload["if"] == "failure()" and upload["with"]["path"].split() == ["build/course", "build/replay.xml"]
+        made = ["build/course", "build/replay.xml", *(["build/extensions.xml"] if path.name == "cpu.yml" else [])]
+        assert upload["if"] == "failure()" and upload["with"]["path"].split() == made
 
 
 def test_gpu_workflow_asserts_cuda_and_keeps_the_cache() -> None:
@@ -82,7 +83,7 @@ def test_ci_run_is_executable_bash_and_calls_targets_that_exist() -> None:
     assert script.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", script], check=True)
     called = re.findall(r"^make (\S+)", script.read_text(encoding="utf-8"), re.MULTILINE)
-    assert called == ["course", "test"] and set(called) <= TARGETS
+    assert called == ["course", "test-extensions", "test"] and set(called) <= TARGETS
 
 
 def test_no_step_hides_a_failure() -> None:

@@ -77,6 +77,11 @@ METRICS: dict[str, Metric] = {
     "base_test_loss_negative": Metric("base, negative", "nats/token", None, 3),
     "loss_change": Metric("loss, minus the base's", "nats/token", "lower", 4),
     "loss_negative": Metric("loss, negative reviews", "nats/token", None, 3),
+    "accuracy": Metric("accuracy", "share", "higher", 2),
+    "f1": Metric("F1", "share", "higher", 2),
+    "majority": Metric("commonest answer", "share", None, 2),
+    "exact_match": Metric("exact match", "share", "higher", 2),
+    "label_loss": Metric("test loss", "nats/label", "lower", 3),
     "positivity": Metric("positive, words", "share", "higher", 2),
     "positivity_chars": Metric("positive, characters", "share", "higher", 2),
     "perplexity": Metric("perplexity of the text", "base model", None, 1),
@@ -97,6 +102,7 @@ METRICS: dict[str, Metric] = {
     "latency_ratio": Metric("a token", "x base", "lower", 2),
     "merged_latency_ratio": Metric("a token, merged", "x base", "lower", 2),
     "saved_bytes": Metric("kept for backward", "bytes", "lower", 0),
+    "no_label": Metric("no label", "share", "lower", 2),
     "ratio_to_first": Metric("time", "x first row", "lower", 2),
 }
 

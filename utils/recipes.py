@@ -23,7 +23,7 @@ from utils.settings import ConfigError, FrozenDict, override, short
 
 __all__ = [
     "BERT_DOCUMENT", "BERT_PAPER", "BLOOM_BASE", "DATA_FOLDERS", "RECIPES", "Recipe", "describe_recipe", "load_recipe",
-    "setup_lab", "with_data",
+    "own_data", "setup_lab", "with_data",
 ]  # fmt: skip
 
 # (IA)³'s places in BERT. The paper's: keys, values, and the input of the feed-forward's second matrix; a bare
@@ -118,7 +118,7 @@ BERT_MINI = replace(
     epochs=2,
     train_examples=1600,
     eval_examples=400,
-    learning_rates={"ia3": 3e-2, "head": 3e-2, "full": 1e-4},
+    learning_rates={"ia3": 3e-2, "head": 1e-1, "full": 1e-4},
     expected={"trainable": 14_594, "total": 22_728_580},
 )
 MT0_MINI = replace(
@@ -133,9 +133,10 @@ MT0_MINI = replace(
     labels=("negative", "positive"),
     prompt="{text}\nIs the sentiment negative or positive?",
     max_length=96,
-    epochs=3,
-    train_examples=400,
-    eval_examples=300,
+    epochs=1,
+    evals_per_epoch=2,
+    train_examples=480,
+    eval_examples=160,
     learning_rates={"ia3": 1e-2, "full": 1e-4},
     expected={"trainable": 34_816, "total": 76_995_968},
 )
@@ -153,11 +154,11 @@ BLOOM_MINI = replace(
     epochs=6,
     evals_per_epoch=1,
     eval_examples=0,
-    learning_rates={"ia3": 3e-2, "full": 3e-3},
+    learning_rates={"ia3": 1e-1, "full": 3e-4},
     expected={"trainable": 3_584, "total": 928_256},
 )
 # How the small BLOOM, which starts at random, first learns the made instructions (the part "base"), by "full".
-BLOOM_BASE = FrozenDict(epochs=12, batch_size=16, accumulation=1)
+BLOOM_BASE = FrozenDict(epochs=12, batch_size=16, accumulation=1, learning_rates=FrozenDict(full=3e-3))
 RECIPES: Mapping[str, Mapping[str, Recipe]] = FrozenDict(
     {full.lab: FrozenDict(mini=mini, full=full)
      for mini, full in ((BERT_MINI, BERT_FULL), (MT0_MINI, MT0_FULL), (BLOOM_MINI, BLOOM_FULL))}
@@ -200,6 +201,11 @@ def with_data(recipe: Recipe, folder: Path | str) -> Recipe:
     )  # fmt: skip
 
 
+def own_data(recipe: Recipe) -> Recipe:
+    """`recipe` on the data that its size has by itself, whatever `LAB_DATA_DIR` says; the overrides stay."""
+    return override(RECIPES[recipe.lab][recipe.size], os.environ.get("LAB_OVERRIDE", ""))
+
+
 def _default_size() -> str:
     import torch
 
@@ -216,7 +222,8 @@ def _folder(variable: str, name: str) -> str:
 def describe_recipe(recipe: Recipe) -> str:
     """Return one line for the top of a notebook: lab and size, model, data, epochs x examples a step."""
     revision = f" at {short(recipe.model_revision)}" if recipe.model_revision else ""
-    step = f"{recipe.epochs} epochs, {recipe.batch_size * recipe.accumulation} examples a step"
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
+    step = f"{epochs}, {recipe.batch_size * recipe.accumulation} examples a step"
     return f"recipe {recipe.name} | model {recipe.model_name}{revision} | data {recipe.data_name} | {step}"
 
 

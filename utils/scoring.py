@@ -1,7 +1,8 @@
 """How well a model does a lab's task: classes predicted, label texts and answers written, each score with an interval.
 
-For: predictions of a classifier, greedy text of an encoder-decoder, accuracy, F1, exact match. Not for: text that is
-judged by its mood or fluency (`evaluation.py`, whose intervals are used here), or the held-out loss (`train` has it).
+For: predictions of a classifier, greedy text of an encoder-decoder, accuracy, F1, exact match, the loss of a test set,
+and all that a lab's run record holds (`task_scores`). Not for: text that is judged by its mood or fluency
+(`evaluation.py`, whose intervals are used here).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from utils.encoding import make_collator
+from utils.encoding import IGNORED, instruction_prompt, make_collator
 from utils.evaluation import bootstrap_interval
-from utils.generation import evaluation_mode
+from utils.generation import evaluation_mode, generate
 from utils.judges import EvaluationError, wilson_interval
 from utils.metrics import Estimate
 from utils.recipe import Recipe
@@ -44,6 +45,36 @@ def f1(predicted: Sequence, actual: Sequence, positive: object = 1) -> Estimate:
 def exact_match(written: Sequence[str], wanted: Sequence[str]) -> Estimate:
     """Share of texts that are the wanted ones but for case, spaces and a final full stop, with Wilson's interval."""
     return accuracy([normal(text) for text in written], [normal(text) for text in wanted])
+
+
+def confusion(written: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """(labels, labels + 1) counts: wanted label by written one; the last column counts texts that are no label.
+
+    Texts are compared as in `exact_match`. Raises EvaluationError for none, for unequal numbers, or where a wanted text
+    is no label.
+    """
+    names = [normal(label) for label in labels]
+    counts = np.zeros((len(names), len(names) + 1), int)
+    for text, label in _pairs([normal(t) for t in written], [normal(t) for t in wanted]):
+        if label not in names:
+            raise EvaluationError(f"{label!r} is wanted and is no label: labels are {', '.join(labels)}")
+        counts[names.index(label), names.index(text) if text in names else len(names)] += 1
+    return counts
+
+
+def label_scores(written: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> dict[str, Estimate]:
+    """What `confusion` says as shares with Wilson's intervals: "exact_match"; "no_label", of the texts that are none;
+    "found_<label>", of the texts of that label that are written as it (no entry where there is no such text)."""
+    counts = confusion(written, wanted, labels)
+    found = {f"found_{labels[i]}": (row[i], row.sum()) for i, row in enumerate(counts) if row.sum()}
+    shares = {"exact_match": (counts.trace(), counts.sum()), "no_label": (counts[:, -1].sum(), counts.sum())} | found
+    return {name: wilson_interval(int(part), int(whole)) for name, (part, whole) in shares.items()}
+
+
+def majority(train: Sequence, actual: Sequence) -> Estimate:
+    """Accuracy of always answering what is commonest in `train`: what a score has to beat."""
+    commonest = max(sorted(set(train)), key=list(train).count)
+    return accuracy([commonest] * len(actual), actual)
 
 
 def normal(text: str) -> str:
@@ -90,6 +121,43 @@ def write_texts(
             written = model.generate(**batch, max_new_tokens=limit, do_sample=False, num_beams=1)
         texts += zip(indices, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True)
     return [text for _, text in sorted(texts)]
+
+
+def label_loss(
+    model: nn.Module, recipe: Recipe, examples: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
+) -> Estimate:
+    """Mean -log p per label in nats, as `train` has it (a label is a token, or the class); bootstrap over examples."""
+    sums, counts = [], []
+    for batch, _ in _batches(model, make_collator(recipe, tokenizer), examples, batch_size):
+        labels = batch["labels"].reshape(len(batch["labels"]), -1)
+        with evaluation_mode(model):
+            logits = model(**batch).logits.float().reshape(*labels.shape, -1)
+        if recipe.task_type == "CAUSAL_LM":  # a position predicts the next one
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        nats = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        sums.append(nats.sum(1).double().cpu().numpy())
+        counts.append((labels != IGNORED).sum(1).cpu().numpy())
+    return bootstrap_interval(np.concatenate(sums), np.concatenate(counts))
+
+
+def task_scores(
+    model: nn.Module, recipe: Recipe, rows: Dataset, examples: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Estimate]:
+    """What a run record of a lab holds about `rows`, of which `examples` are the encoded form, in the same order.
+
+    "label_loss", and "accuracy" and "f1" of a classifier, "exact_match" of what another model writes: the label text
+    (with the rest of `label_scores`), or the whole answer to an instruction (at most 64 tokens of it).
+    """
+    scores = {"label_loss": label_loss(model, recipe, examples, tokenizer)}
+    if recipe.task_type == "SEQ_CLS":
+        predicted = class_logits(model, recipe, examples, tokenizer).argmax(1)
+        return scores | {"accuracy": accuracy(predicted, rows["label"]), "f1": f1(predicted, rows["label"])}
+    if recipe.task_type == "SEQ_2_SEQ_LM":
+        written = write_texts(model, recipe, examples, tokenizer)
+        return scores | label_scores(written, rows["target"], recipe.labels)
+    prompts = [instruction_prompt(recipe, row) for row in rows]
+    written = [sample.text for sample in generate(model, tokenizer, prompts, new_tokens=64, do_sample=False)]
+    return scores | {"exact_match": exact_match(written, rows["output"])}
 
 
 def _batches(model: nn.Module, collator: Callable, examples: Dataset, size: int):

@@ -56,6 +56,19 @@ def load_task(recipe: Recipe) -> DatasetDict:
     return DatasetDict({name: Dataset.from_list(rows) for name, rows in parts.items()})
 
 
+def with_test(parts: DatasetDict) -> DatasetDict:
+    """The parts, train, validation and test among them.
+
+    Where there is no test part (MRPC), the published validation part is the test, and validation is the last tenth of
+    train: what chooses a learning rate or the best step must not be what is reported.
+    """
+    if "test" in parts:
+        return parts
+    train, kept = parts["train"], round(0.9 * len(parts["train"]))
+    validation = train.select(range(kept, len(train)))
+    return DatasetDict(train=train.select(range(kept)), validation=validation, test=parts["validation"])
+
+
 # --- reading ---
 
 
