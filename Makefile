@@ -75,7 +75,7 @@ test-notebooks: env
 	$(REPLAYED) $(MINI) $(NBVAL) --nbval $(NOTEBOOKS) --junitxml build/replay.xml
 
 test-extensions: env-extensions
-	$(REPLAYED) $(MINI) $(NBVAL) --nbval $(EXTENSIONS) --junitxml build/extensions.xml
+	unset LAB_DATA_DIR LAB_OVERRIDE; $(REPLAYED) $(MINI) $(NBVAL) --nbval $(EXTENSIONS) --junitxml build/extensions.xml
 
 test-order: env
 	$(REPLAYED) $(MINI) $(RUN) -m pytest tests/reorder.py --durations=0 $(ORDER)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tables import table
 
-from utils.lab_runs import METHOD_NAMES, lab_folder
+from utils.lab_runs import METHOD_NAMES, reference_runs
 from utils.recipe import Recipe
 from utils.recipes import RECIPES, with_data
-from utils.runs import RunError, RunRecord, load_runs
+from utils.runs import RunError, RunRecord
 
 LABS = (  # lab, document, what it adds, the data of its small model beside the recipe's own
     ("bert-paraphrase", "001", "an encoder; who trains the classification head; accuracy and F1", "mrpc"),
@@ -47,6 +47,7 @@ def labs_part(assets: Path) -> str:
         "score",
         "mean (lowest to highest seed)",
         "seeds",
+        "test rows",
     )
     return f"{table(titles, overview)}\n{table(titled, scores)}"
 
@@ -54,22 +55,19 @@ def labs_part(assets: Path) -> str:
 def score_rows(recipe: Recipe, assets: Path) -> list[list[str]]:
     """A line a method, in the order of METHOD_NAMES; one line that says "not measured" where there is no record."""
     head = [recipe.model, DATA[recipe.data_name]]
-    try:
-        records, excluded = load_runs(lab_folder(recipe, assets), recipe.config_id())
-    except RunError:
-        records, excluded = [], []
+    records, excluded = reference_runs(recipe, assets)
     if excluded:
         raise RunError(f"README.md cannot be written from these records: {'; '.join(excluded)}")
     by_method = {method: [r for r in records if r.method == method] for method in METHOD_NAMES}
     rows = [head + score_cells(runs, recipe) for runs in by_method.values() if runs]
-    return rows or [[*head, *["not measured"] * 5]]
+    return rows or [[*head, *["not measured"] * 6]]
 
 
 def score_cells(runs: list[RunRecord], recipe: Recipe) -> list[str]:
-    """Method, trained numbers, the score's name, its mean and range over seeds, how many seeds."""
-    metric = SCORES[recipe.task_type]
+    """Method, trained numbers, the score's name, its mean and range over seeds, how many seeds and test rows."""
+    metric, first = SCORES[recipe.task_type], runs[0]
     values = [run.metrics[metric]["value"] for run in runs]
-    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
-    numbers = f"{runs[0].counts['trainable']:,}"
-    name = METHOD_NAMES[runs[0].method]
-    return [name, numbers, metric.replace("_", " "), f"{statistics.fmean(values):.2f}{spread}", str(len(values))]
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if min(values) < max(values) else ""
+    seeds = "any" if first.method == "base" else str(len(values))
+    score, size = f"{statistics.fmean(values):.2f}{spread}", str(first.metrics[metric]["n"])
+    return [METHOD_NAMES[first.method], f"{first.counts['trainable']:,}", metric.replace("_", " "), score, seeds, size]

@@ -118,14 +118,14 @@ def test_the_sweep_decides_the_rate_of_the_runs_and_reads_no_test_row(lab, scrip
 
 
 @pytest.mark.parametrize("lab", ["bert-paraphrase"], indirect=True)
-def test_records_of_another_base_or_configuration_are_left_out_by_name(lab, script):
+def test_records_of_another_configuration_are_left_out_by_name(lab, script):
     bench = LabBench(script.setup_lab(lab))
     script.run_all(bench, ["ia3", "head", "base"], [0])
-    found, excluded = lab_runs.lab_runs(bench.profile, bench.fingerprint, assets=script.ASSETS)
+    found, excluded = lab_runs.reference_runs(bench.profile, script.ASSETS)
     assert [record.method for record in found] == ["ia3", "head", "base"] and excluded == []
-    found, excluded = lab_runs.lab_runs(bench.profile, "another", assets=script.ASSETS)
-    assert found == [] and len(excluded) == 3 and "another base model" in excluded[0]
-    assert lab_runs.lab_runs(bench.profile, bench.fingerprint, "sweep", script.ASSETS)[0] == []
+    found, excluded = lab_runs.reference_runs(replace(bench.profile, max_length=7), script.ASSETS)
+    assert found == [] and len(excluded) == 3 and "another configuration" in excluded[0]
+    assert lab_runs.reference_runs(replace(bench.profile, size="full"), script.ASSETS) == ([], [])
     assert RunRecord.load(lab_folder(bench.profile, script.ASSETS) / "base-seed0.json").value("f1").value == 0
 
 

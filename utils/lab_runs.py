@@ -1,8 +1,8 @@
 """The optional labs' run records: what one run is, where its record lies, and which records fit today's recipe.
 
-For: `LabBench` (what all runs of a recipe share), `measure_lab` (one run, as `scripts/labs.py` makes it), `lab_runs`
-(what a notebook reads). Not for: training itself (`training.py`), scores (`scoring.py`), the main course's records
-(`comparison.py`).
+For: `LabBench` (what all runs of a recipe share), `measure_lab` (one run, as `scripts/labs.py` makes it),
+`reference_runs` (what a notebook reads). Not for: training itself (`training.py`), scores (`scoring.py`), the main
+course's records (`comparison.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from utils.adapters import attach_recipe, base_fingerprint, count_parameters
-from utils.comparison import stranger, usable_runs
 from utils.config import ASSETS, artifacts_dir
 from utils.encoding import encode, make_collator
 from utils.files import digest, write_atomic
 from utils.processes import process_index
 from utils.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
-from utils.runs import RunRecord, environment, read_json, write_json
+from utils.runs import RunRecord, environment, load_runs, read_json, write_json
 from utils.scoring import accuracy, f1, majority, task_scores
 from utils.standins import load_model
 from utils.tasks import load_task, with_test
@@ -96,10 +95,10 @@ class LabBench:
         made_by = {"config_id": recipe.config_id(), "base": self.fingerprint, **recipe.learning_rates}
         if state.is_file() and read_json(folder / "made_by.json") == made_by | {"sha256": digest(state)}:
             return load_file(state)
-        examples = self.examples["base"]
         train(
-            attach_recipe(model, recipe, "full"), examples, recipe, method="full", eval_blocks=examples,
-            folder=folder, seed=recipe.seed, collator=make_collator(recipe, self.tokenizer), task="base",
+            attach_recipe(model, recipe, "full"), self.examples["base"], recipe, method="full",
+            eval_blocks=self.examples["validation"], folder=folder, seed=recipe.seed,
+            collator=make_collator(recipe, self.tokenizer), task="base",
         )  # fmt: skip
         learned = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # tied weights become two
         if process_index() == 0:
@@ -173,16 +172,11 @@ def _untrained(bench: LabBench, seed: int) -> tuple[RunRecord, dict]:
     return record, {"accuracy": accuracy(guesses, test["label"]), "f1": f1(guesses, test["label"])}
 
 
-def lab_runs(
-    recipe: Recipe, fingerprint: str, study: str = "", assets: Path = ASSETS
-) -> tuple[list[RunRecord], list[str]]:
-    """The reference records that fit this recipe and this base model, by method and seed, and why others do not.
-
-    `study` is "" for the runs that are compared, "sweep" for those at several rates. No record is no error.
-    """
-    found, excluded = usable_runs(lab_folder(recipe, assets) / study, recipe, fingerprint, stranger)
-    order = list(METHOD_NAMES)
-    return sorted(found, key=lambda r: (order.index(r.method), r.seed, r.config.get("learning_rate", 0))), excluded
+def reference_runs(recipe: Recipe, assets: Path = ASSETS) -> tuple[list[RunRecord], list[str]]:
+    """The records of this recipe by method and seed, and why others are left out; no record at all is no error."""
+    folder, order = lab_folder(recipe, assets), list(METHOD_NAMES)
+    found, excluded = load_runs(folder, recipe.config_id()) if folder.is_dir() else ([], [])
+    return sorted(found, key=lambda r: (order.index(r.method), r.seed)), excluded
 
 
 def methods_of(recipe: Recipe, methods: Sequence[str]) -> list[str]:

@@ -78,10 +78,12 @@ def loss_curve(
     *,
     rows: str = "reviews",
     label: str = "token",
+    baseline_name: str = "base model",
 ) -> Axes:
     """Held-out loss (nats per `label`) against the step; without `ax` also the training batches' loss, beside it.
 
-    `baseline` is the base model's held-out loss. The two losses are of different `rows`, so they share no axis.
+    `baseline` is a held-out loss to compare with, the base model's unless `baseline_name` says another. The two losses
+    are of different `rows`, so they share no axis.
     """
     train, held_out = ([(r["step"], r[k]) for r in history if k in r] for k in ("train_loss", "eval_loss"))
     if ax is None and train:
@@ -97,7 +99,7 @@ def loss_curve(
                 ha=side, color=BLUE, bbox=WHITE)  # fmt: skip
     if baseline is not None:
         ax.axhline(baseline, color=BLACK, linestyle="--", linewidth=1.2)
-        ax.annotate(f"base model: {baseline:.3f}", (held_out[-1][0], baseline), (0, 4), textcoords="offset points",
+        ax.annotate(f"{baseline_name}: {baseline:.3f}", (held_out[-1][0], baseline), (0, 4), textcoords="offset points",
                     ha="right")  # fmt: skip
     ax.set(title=f"held-out {rows}", xlabel="optimiser step", ylabel=f"loss (nats/{label})")
     ax.margins(y=0.2)

@@ -23,7 +23,7 @@ from utils.settings import ConfigError, FrozenDict, override, short
 
 __all__ = [
     "BERT_DOCUMENT", "BERT_PAPER", "BLOOM_BASE", "DATA_FOLDERS", "RECIPES", "Recipe", "describe_recipe", "load_recipe",
-    "setup_lab", "with_data",
+    "own_data", "setup_lab", "with_data",
 ]  # fmt: skip
 
 # (IA)³'s places in BERT. The paper's: keys, values, and the input of the feed-forward's second matrix; a bare
@@ -199,6 +199,11 @@ def with_data(recipe: Recipe, folder: Path | str) -> Recipe:
         label_length=full.label_length, max_length=full.max_length, train_examples=full.train_examples,
         eval_examples=full.eval_examples,
     )  # fmt: skip
+
+
+def own_data(recipe: Recipe) -> Recipe:
+    """`recipe` on the data that its size has by itself, whatever `LAB_DATA_DIR` says; the overrides stay."""
+    return override(RECIPES[recipe.lab][recipe.size], os.environ.get("LAB_OVERRIDE", ""))
 
 
 def _default_size() -> str:
