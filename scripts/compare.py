@@ -157,12 +157,22 @@ def run_sweep(bench: Bench, methods: list[str]) -> None:
     for method in methods:
         if method == "base":
             continue
-        tried: list[RunRecord] = []
-        while rate := next_rate(bench.profile.learning_rates[method], sweep_losses(tried).get(method, {})):
-            path = runs_folder(bench) / "sweep" / f"{method}-{rate:g}-seed{SWEEP_SEED}.json"
-            tried.append(make_one(bench, path, partial(sweep_run, bench, method, rate, SWEEP_SEED), stranger))
-        best = chosen_rates(tried)[method]
-        print(f"{method:10} {best:g} (the profile has {bench.profile.learning_rates[method]:g})", flush=True)
+        guess = bench.profile.learning_rates[method]
+        run = partial(sweep_run, bench, method, seed=SWEEP_SEED)
+        best = sweep_method(bench, method, guess, runs_folder(bench), run)
+        print(f"{method:10} {best:g} (the profile has {guess:g})", flush=True)
+
+
+def sweep_method(bench: Bench, method: str, guess: float, folder: Path, run: Callable[..., RunRecord]) -> float:
+    """The best rate of `method`: those around `guess` are tried until it lies between two worse ones.
+
+    `run(rate, folder=...)` trains at a rate; its record goes to `sweep/` in `folder`.
+    """
+    tried: list[RunRecord] = []
+    while rate := next_rate(guess, sweep_losses(tried).get(method, {})):
+        path = folder / "sweep" / f"{method}-{rate:g}-seed{SWEEP_SEED}.json"
+        tried.append(make_one(bench, path, lambda to, rate=rate: run(rate, folder=to), stranger))
+    return chosen_rates(tried)[method]
 
 
 def next_rate(guess: float, losses: Mapping[float, float]) -> float | None:

@@ -23,9 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from compare import expected, make_one, next_rate  # noqa: E402
+from compare import SEEDS, SWEEP_SEED, expected, make_one, sweep_method  # noqa: E402
 
-from utils.comparison import chosen_rates, stranger, sweep_losses  # noqa: E402
+from utils.comparison import chosen_rates, stranger  # noqa: E402
 from utils.config import ASSETS  # noqa: E402
 from utils.lab_runs import (  # noqa: E402
     METHOD_NAMES,
@@ -40,8 +40,7 @@ from utils.recipes import RECIPES, Recipe, describe_recipe, setup_lab  # noqa: E
 from utils.runs import RunRecord  # noqa: E402
 
 METHODS = ("ia3", "head", "full", "base")  # compared unless others are asked for
-SEEDS = (0, 1, 2)
-SWEEP_EXAMPLES, SWEEP_SEED = 800, 0
+SWEEP_EXAMPLES = 800
 
 
 def sweep_recipe(recipe: Recipe) -> Recipe:
@@ -61,11 +60,9 @@ def run_sweep(bench: LabBench, methods: list[str]) -> None:
     short = copy.copy(bench)
     short.profile = sweep_recipe(bench.profile)
     for method in (m for m in methods if m != "base"):
-        tried: list[RunRecord] = []
-        while rate := next_rate(learning_rate(bench.profile, method), sweep_losses(tried).get(method, {})):
-            path = lab_folder(bench.profile, ASSETS) / "sweep" / f"{method}-{rate:g}-seed{SWEEP_SEED}.json"
-            tried.append(make_one(short, path, partial(sweep_run, bench, method, rate), stranger))
-        print(f"{method:10} {chosen_rates(tried)[method]:g}", flush=True)
+        run = partial(sweep_run, bench, method)
+        best = sweep_method(short, method, learning_rate(bench.profile, method), lab_folder(bench.profile, ASSETS), run)
+        print(f"{method:10} {best:g}", flush=True)
 
 
 def swept_rates(bench: LabBench) -> dict[str, float]:

@@ -25,7 +25,7 @@ from utils.files import digest, write_atomic
 from utils.processes import process_index
 from utils.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
 from utils.runs import RunRecord, environment, load_runs, read_json, write_json
-from utils.scoring import accuracy, f1, majority, task_scores
+from utils.scoring import accuracy, commonest, f1, majority, task_scores
 from utils.standins import load_model
 from utils.tasks import load_task, with_test
 from utils.training import train
@@ -167,8 +167,7 @@ def _untrained(bench: LabBench, seed: int) -> tuple[RunRecord, dict]:
     )  # fmt: skip
     if recipe.task_type != "SEQ_CLS":
         return record, task_scores(model, recipe, test, bench.examples["test"], bench.tokenizer)
-    labels = list(bench.rows["train"]["label"])
-    guesses = [max(sorted(set(labels)), key=labels.count)] * len(test)
+    guesses = [commonest(bench.rows["train"]["label"])] * len(test)
     return record, {"accuracy": accuracy(guesses, test["label"]), "f1": f1(guesses, test["label"])}
 
 

@@ -73,8 +73,13 @@ def label_scores(written: Sequence[str], wanted: Sequence[str], labels: Sequence
 
 def majority(train: Sequence, actual: Sequence) -> Estimate:
     """Accuracy of always answering what is commonest in `train`: what a score has to beat."""
-    commonest = max(sorted(set(train)), key=list(train).count)
-    return accuracy([commonest] * len(actual), actual)
+    return accuracy([commonest(train)] * len(actual), actual)
+
+
+def commonest(values: Sequence) -> str | int:
+    """The value that occurs most often; of several the first in order."""
+    values = list(values)
+    return max(sorted(set(values)), key=values.count)
 
 
 def normal(text: str) -> str:
