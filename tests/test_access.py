@@ -36,10 +36,6 @@ PALETTE = (style.BLUE, style.ORANGE, style.BLACK, style.GREEN, style.RED, style.
 DISTANCE = 10  # CIELAB, between any two colours of a figure, in every kind of colour vision
 TEXT_CONTRAST = 4.5  # WCAG 2.2, 1.4.3
 STEP = (0.5, 1.5)  # of a colour map in equal steps: the change of colour, as a share of the mean change
-LATER = {  # cells of labs that are refreshed elsewhere: to be mended there, and taken out here
-    "extensions/bert-paraphrase.ipynb": {"train", "figure", "vectors"},
-    "extensions/mt0-sentiment.ipynb": {"result", "confusion", "phrasebank-figure"},
-}
 
 
 def read(name: str) -> NotebookNode:
@@ -51,13 +47,8 @@ def read(name: str) -> NotebookNode:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("name", [*NOTEBOOKS, *EXTENSIONS, *PAGES])
 def test_notebook_or_page_keeps_the_rule(name: str, rule) -> None:
-    problems = [p for p in rule(read(name)) if p.split(":")[0] not in LATER.get(name, ())]
+    problems = rule(read(name))
     assert not problems, f"{name}:\n" + "\n".join(problems)
-
-
-def test_cells_to_be_mended_later_are_there() -> None:
-    for name, ids in LATER.items():
-        assert ids <= {cell.id for cell in read(name).cells}
 
 
 def with_alt(alt: str) -> NotebookNode:

@@ -25,7 +25,7 @@ def test_every_method_is_measured_alike(bench, tmp_path):
     assert base["test_loss_positive"] == base["base_test_loss_positive"]
     assert records["full"].metrics["test_loss_positive"]["value"] < base["test_loss_positive"]["value"]
     assert records["base"].counts["trainable"] == 0 < records["ia3"].counts["trainable"]
-    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["ia3"]
+    assert [path.name for path in (tmp_path / "adapter").iterdir() if path.is_dir()] == ["ia3"]  # beside its lock
     load_adapter(copy.deepcopy(bench.base), tmp_path / "adapter" / "ia3")
     for record in records.values():
         assert RunRecord.load(record.save(tmp_path / "records" / f"{record.method}.json")) == record

@@ -19,10 +19,6 @@ from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
 from utils import restarts
 
-LATER = {  # cells of labs that are refreshed elsewhere: to be mended there, and taken out here
-    "extensions/bert-paraphrase.ipynb": {"fresh"},
-    "extensions/mt0-sentiment.ipynb": {"count"},
-}
 ALL = (*NOTEBOOKS, *EXTENSIONS)
 
 
@@ -43,13 +39,7 @@ def test_setup_cell_needs_no_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_cells_can_be_run_twice(name: str) -> None:
-    found = order_rules.can_run_twice(read(name))
-    assert [problem for problem in found if problem.split(":")[0] not in LATER.get(name, ())] == []
-
-
-def test_cells_to_be_mended_later_are_there() -> None:
-    for name, ids in LATER.items():
-        assert ids <= {cell.id for cell in read(name).cells}
+    assert order_rules.can_run_twice(read(name)) == []
 
 
 @pytest.mark.parametrize("name", ALL)

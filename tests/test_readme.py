@@ -116,9 +116,10 @@ def test_labs_part_holds_the_mean_and_the_seeds_of_each_method(tmp_path: Path) -
     recipe = RECIPES["mt0-sentiment"]["mini"]
     assert "| flan-t5-small | Financial PhraseBank | not measured |" in PARTS["labs"](tmp_path)
     for seed, value in ((0, 0.7), (1, 0.8)):
+        exact_match = Estimate(value, value - 0.1, value + 0.1, 50).to_dict()
         RunRecord(
             "finished", "ia3", recipe.name, recipe.config_id(), {}, seed,
-            counts={"trainable": 1234, "total": 5000}, metrics={"exact_match": {"value": value, "n": 50}},
+            counts={"trainable": 1234, "total": 5000}, metrics={"exact_match": exact_match},
         ).save(tmp_path / f"runs/{recipe.name}/ia3-seed{seed}.json")  # fmt: skip
     assert "| (IA)³ | 1,234 | exact match | 0.75 (0.70 to 0.80) | 2 | 50 |" in PARTS["labs"](tmp_path)
     (tmp_path / f"runs/{recipe.name}/base-seed0.json").write_text("{", encoding="utf-8")
