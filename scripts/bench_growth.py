@@ -121,7 +121,7 @@ def resident_point(shape: str, count: int, new_tokens: int, rounds: int) -> Poin
     before = memory_used()
     model = attach(base, "ia3").eval()
     for number in range(1, count):
-        model.add_adapter(f"a{number}", ia3_config())
+        model.add_adapter(f"task{number}", ia3_config())
     names = list(model.peft_config)
     for number, name in enumerate(names):
         random_factors(model, number, name)

@@ -116,7 +116,7 @@ def stored_adapters(model: str, count: int) -> Iterator[Path]:
         attached = attach(base, "ia3").eval()
         for number in range(count):
             random_factors(attached, number)
-            save_adapter(attached, tokenizer(), folder / f"a{number}")
+            save_adapter(attached, tokenizer(), folder / f"task{number}")
         yield folder
 
 
@@ -125,7 +125,7 @@ def filled_library(model: str, folder: Path, count: int) -> AdapterLibrary:
     library = AdapterLibrary(GPT2LMHeadModel.from_pretrained(folder / "base").eval(), tokenizer())
     library.base.to(pick_device())
     for number in range(count):
-        library.load(f"a{number}", folder / f"a{number}")
+        library.load(f"task{number}", folder / f"task{number}")
     return library
 
 
