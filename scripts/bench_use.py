@@ -109,7 +109,7 @@ def latency_rows(sizes: Sizes, model: str) -> list[Row]:
 
 @contextmanager
 def stored_adapters(model: str, count: int) -> Iterator[Path]:
-    """A temporary folder with the base in `base` and `count` adapters in `a0`, `a1`, ...; yields it."""
+    """A temporary folder with the base in `base` and `count` adapters in `task0`, `task1`, ...; yields it."""
     with tempfile.TemporaryDirectory() as name:
         folder, base = Path(name), make_model(model)
         base.save_pretrained(folder / "base")
@@ -137,12 +137,12 @@ def switching_rows(sizes: Sizes, model: str) -> list[Row]:
 
         def switch() -> None:
             for _ in range(times):
-                with library.use("a1"):
+                with library.use("task1"):
                     pass
 
         def reload() -> None:
             base = GPT2LMHeadModel.from_pretrained(folder / "base")
-            PeftModel.from_pretrained(base, folder / "a1").eval().to(library.model.device)
+            PeftModel.from_pretrained(base, folder / "task1").eval().to(library.model.device)
 
         measured = interleave(
             {"switch": lambda: seconds(switch) / (2 * times), "reload": partial(seconds, reload)}, sizes.rounds
