@@ -15,7 +15,7 @@ from bench_rows import NOT_MEASURED, Row, Sizes, make_model, own_process, row, s
 from bench_use import ADAPTERS, endless, prompts, random_factors
 from transformers import GPT2LMHeadModel
 
-from utils.adapters import attach, ia3_config
+from utils.adapters import METHODS, attach, ia3_config
 from utils.config import PROFILES
 from utils.cost import training_cost
 from utils.generation import generate
@@ -65,8 +65,8 @@ def memory_rows(sizes: Sizes, model: str) -> list[Row]:
     methods, rounds = METHODS_OF[model], 1 if model == "124M" else 2
     peaks = interleave({method: partial(peak, method) for method in methods}, rounds, warm_up=False)
     return [
-        row(f"memory-{model}-{method}", f"memory of training {model} by {method}", "full fine-tuning", peaks[method],
-            peaks["full"], unit="MiB", better="lower", batch=place.batch, length=place.length)
+        row(f"memory-{model}-{method}", f"peak memory of training on {model}, {METHODS[method]}", METHODS["full"],
+            peaks[method], peaks["full"], unit="MiB", better="lower", batch=place.batch, length=place.length)
         for method in methods if method != "full"
     ]  # fmt: skip
 

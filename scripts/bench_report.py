@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from bench_rows import NOT_MEASURED, Row, reached
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from utils.metrics import table
 from utils.style import BLUE, GREY, ORANGE, STYLES, apply_style
@@ -22,6 +23,8 @@ SERIES = {  # of the growth: the axis, what stays the same
     "batch": "rows of 128 tokens in a batch",
     "residents": "(IA)³ adapters resident on one base",
 }
+# From 0 and linear: on a log axis the noise would look like growth.
+HARDLY_GROWS = {("length", "speed"), ("length", "memory"), ("batch", "speed"), ("residents", "speed")}
 LABELS = {"ia3": "(IA)³", "full": "full fine-tuning"}
 
 
@@ -81,7 +84,7 @@ def ratio_figure(record: Mapping) -> tuple[Figure, str]:
     ax.set(xscale="log", xlabel="ratio (log scale); dot: median, line: lowest to highest round, bar: aim",
            yticks=range(len(lines)))  # fmt: skip
     ax.set_yticklabels([line["name"] for line in lines], fontsize=8)
-    ax.invert_yaxis()
+    ax.set_ylim(len(lines) - 0.5, -0.5)
     aims = [reached(line) for line in lines if reached(line) is not None]
     alt = f"Ratios of {len(lines)} measurements with their spread, log scale; {sum(aims)} of {len(aims)} aims reached."
     return figure, alt
@@ -98,17 +101,29 @@ def growth_figure(series: str, points: Sequence[Mapping]) -> tuple[Figure, str]:
     figure, (speed, memory) = plt.subplots(1, 2, figsize=(9, 3.8))
     found = measured(points)
     (draw_residents if series == "residents" else draw_training)(speed, memory, found)
-    for ax in (speed, memory):
-        ax.set(xscale="log", yscale="log")
+    for ax, name in ((speed, "speed"), (memory, "memory")):
+        ax.set_xscale("log")
+        if (series, name) in HARDLY_GROWS:
+            ax.set_ylim(0, None)
+        else:
+            log_axis(ax)
         ax.legend(fontsize=9)
     figure.supxlabel(SERIES[series], fontsize=11)
     speed.set_ylabel("tokens/s")
     memory.set_ylabel("memory (MiB)")
     alt = (
-        f"Two panels on log scales against {SERIES[series]}, from {found[0]['x']:,} to {found[-1]['x']:,}: "
+        f"Two panels against {SERIES[series]}, from {found[0]['x']:,} to {found[-1]['x']:,}: "
         f"tokens a second, and memory in MiB."
     )
     return figure, alt
+
+
+def log_axis(ax: Axes) -> None:
+    """A vertical log axis with plain numbers at 1, 2 and 5 of every decade."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_training(speed: Axes, memory: Axes, points: Sequence[Mapping]) -> None:

@@ -163,7 +163,7 @@ def grading_part(assets: Path) -> str:
 
 
 def bench_part(assets: Path) -> str:
-    """For a CPU and for CUDA: each line of the benchmark as a ratio with its spread, by `bench.py --keep`."""
+    """For a CPU and for CUDA: the benchmark's lines with an aim, and memory, by `bench.py --keep`."""
     kept = read_json(assets / "runs" / "bench.json")
     return "\n".join(_device_bench(kept.get(device), name) for device, name in (("cpu", "CPU"), ("cuda", "CUDA")))
 
@@ -171,7 +171,7 @@ def bench_part(assets: Path) -> str:
 def _device_bench(record: dict | None, name: str) -> str:
     if not record:
         return f"**{name}**: not measured.\n"
-    lines = [line for line in all_rows(record) if line["ratio"] is not None or not line["name"].startswith("cuda")]
+    lines = [line for line in all_rows(record) if line.get("reach") or line["name"].startswith("memory")]
     rows = [(line["what"], line["against"], ratio_text(line), aim_text(line)) for line in lines]
     hardware = record["hardware"]
     heading = f"**{name}**: {hardware['name']}, {hardware['cores']} cores, measured by {record['clock']}."
