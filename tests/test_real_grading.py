@@ -58,5 +58,5 @@ def test_a_solved_copy_gets_every_point_and_an_empty_one_none(tmp_path):
     assert {row["state"] for row in rows if row["student"] == "Empty"} == {"empty", "missing"}
     with (tmp_path / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         grades = {row["student"]: (row["points"], row["of"], row["open"]) for row in csv.DictReader(file)}
-    still = sum(exercise.points for exercise in written)
-    assert grades == {"Solved": (f"{100 - still}", "100", f"{still}"), "Empty": ("0", "100", "0")}
+    most, still = (sum(exercise.points for exercise in some) for some in (EXERCISES.values(), written))
+    assert grades == {"Solved": (f"{most - still}", f"{most}", f"{still}"), "Empty": ("0", f"{most}", "0")}
