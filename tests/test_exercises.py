@@ -82,11 +82,16 @@ def test_exercise_has_all_its_parts(number):
     """What a new exercise still lacks, by place; docs/instructor.md, *Add an exercise*, has the list."""
     name, answers = checks.NOTEBOOKS[EXERCISES[number].notebook], ANSWERS.get(number, (None, []))
     places = {
-        **{f"the cell {cell_id(number, part)}": cell_id(number, part) in CELLS for part in ("-card", "", "-test")},
+        **{
+            f"the cell {cell_id(number, part)}, or `make refresh`, which gives it this id": cell_id(number, part)
+            in CELLS
+            for part in ("-card", "", "-test")
+        },
         f"a line in CHECKS of utils/exercises_{name}.py": number in checks._checks(EXERCISES[number].notebook),
         f"a right answer and four wrong ones in tests/answers_{name}.py": len(answers[1]) >= 4,
     }
-    assert [place for place, there in places.items() if not there] == []
+    missing = [place for place, there in places.items() if not there]
+    assert not missing, "\n".join([f"{number} lacks", *missing])
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
