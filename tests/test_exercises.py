@@ -80,17 +80,13 @@ def offline(monkeypatch):
 @pytest.mark.parametrize("number", CODED)
 def test_exercise_has_all_its_parts(number):
     """What a new exercise still lacks, by place; docs/instructor.md, *Add an exercise*, has the list."""
-    name, answers = checks.NOTEBOOKS[EXERCISES[number].notebook], ANSWERS.get(number, (None, []))
-    places = {
-        **{
-            f"the cell {cell_id(number, part)}, or `make refresh`, which gives it this id": cell_id(number, part)
-            in CELLS
-            for part in ("-card", "", "-test")
-        },
-        f"a line in CHECKS of utils/exercises_{name}.py": number in checks._checks(EXERCISES[number].notebook),
-        f"a right answer and four wrong ones in tests/answers_{name}.py": len(answers[1]) >= 4,
-    }
-    missing = [place for place, there in places.items() if not there]
+    notebook = EXERCISES[number].notebook
+    cells = [name for name in (cell_id(number, part) for part in ("-card", "", "-test")) if name not in CELLS]
+    missing = [f"the cell {name}, or `make refresh`, which gives it this id" for name in cells]
+    if number not in checks._checks(notebook):
+        missing.append(f"a line in CHECKS of utils/exercises_{checks.NOTEBOOKS[notebook]}.py")
+    if number not in ANSWERS or len(ANSWERS[number][1]) < 4:
+        missing.append(f"a right answer and four wrong ones in tests/answers_{checks.NOTEBOOKS[notebook]}.py")
     assert not missing, "\n".join([f"{number} lacks", *missing])
 
 

@@ -118,7 +118,7 @@ def test_labs_part_holds_the_mean_and_the_seeds_of_each_method(tmp_path: Path) -
     for seed, value in ((0, 0.7), (1, 0.8)):
         RunRecord(
             "finished", "ia3", recipe.name, recipe.config_id(), {}, seed,
-            counts={"trainable": 1234, "total": 5000}, metrics={"exact_match": {"value": value, "n": 50}},
+            counts={"trainable": 1234, "total": 5000}, metrics={"exact_match": Estimate(value, 0.6, 0.9, 50).to_dict()},
         ).save(tmp_path / f"runs/{recipe.name}/ia3-seed{seed}.json")  # fmt: skip
     assert "| (IA)³ | 1,234 | exact match | 0.75 (0.70 to 0.80) | 2 | 50 |" in PARTS["labs"](tmp_path)
     (tmp_path / f"runs/{recipe.name}/base-seed0.json").write_text("{", encoding="utf-8")
@@ -134,6 +134,14 @@ def test_parts_hold_what_the_records_hold(assets: Path) -> None:
     assert "| 0 (base) | 0.50" in text and "| -0.5 | 0.40" in text
     assert re.search(r"\*\*GPU path\*\*.*: not measured\.", text)
     assert "a CPU, 2 cores" in text and "base (nothing trained) |" not in text
+
+
+def test_the_size_of_a_saved_adapter_is_that_of_its_file(assets: Path) -> None:
+    assert "What peft saves" not in fill(TEXT, assets)
+    weights = assets / "adapters" / "mini" / "positive-seed0" / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(bytes(1234))
+    assert "What peft saves of (IA)³ holds the same numbers in 1,234 bytes" in fill(TEXT, assets)
 
 
 def test_a_number_edited_by_hand_is_found(assets: Path) -> None:
