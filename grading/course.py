@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grading import codec, release, sandbox
+from grading import cells, codec, release, sandbox
 from grading.plan import Plan, Question, read_plan
 from grading.sandbox import Limits
 
@@ -43,6 +43,13 @@ class JudgeError(CourseError):
 def profile_name() -> str:
     """The profile that is graded: the variable LAB_PROFILE, else the small one."""
     return os.environ.get("LAB_PROFILE") or "mini"
+
+
+def _decides(cell: Mapping) -> list:
+    """What of a cell can decide a grade: code, the stub of a written answer, and by what its answer is found."""
+    is_code, is_answer = cell["cell_type"] == "code", cells.is_solution(cell)
+    source = cell["source"] if is_code else cells.stubbed(cell) if is_answer else ""
+    return [cell["cell_type"], cell.get("id"), cell["metadata"].get("nbgrader"), sorted(cells.tags(cell)), source]
 
 
 @dataclass
@@ -77,14 +84,17 @@ class Course:
         return sum(question.points for question in self.questions)
 
     def digest(self) -> str:
-        """16 hex digits over what decides a grade on our side: notebooks, `utils`, bands, the grader, the profile."""
+        """16 hex digits over what decides a grade on our side: notebooks, `utils`, bands, the grader, the profile.
+
+        Of a cell of text only what an answer in it begins as: another wording of the lesson changes no grade.
+        """
         digest = hashlib.sha256(profile_name().encode())
         folders = [self.root / "utils", Path(__file__).parent]
         files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
         files += [*release.course_notebooks(self.root), self.root / "assets" / "grading-bands.json"]
         for path in files:
             if path.suffix == ".ipynb":
-                content = [[c["source"], c["metadata"].get("nbgrader")] for c in release.read_solved(path)["cells"]]
+                content = [_decides(cell) for cell in release.read_solved(path)["cells"]]
                 digest.update(json.dumps([path.name, content], sort_keys=True).encode())
             elif path.is_file():
                 digest.update(path.name.encode() + path.read_bytes())

@@ -3,7 +3,7 @@
     python scripts/train.py                                              # (IA)³ on positive reviews, one process
     python scripts/train.py --processes 2                                # two: gloo on CPUs, NCCL on GPUs
     python scripts/train.py --lab bert-paraphrase --method full --seed 1
-    accelerate launch --config_file configs/ddp.yaml scripts/train.py --processes 8
+    accelerate launch --config_file configs/ddp.yaml --num_processes 8 scripts/train.py --processes 8
 
 Outside a launcher `--processes 2` starts them with `torchrun`; inside one there must be as many as it says, or the run
 does not start. The record, the checkpoints and the adapter go to `artifacts/<profile>/train/<task>-<method>-seed<seed>`

@@ -46,7 +46,9 @@ def nbgrader_metadata(notebook: NotebookNode) -> list[str]:
         if set(data) != wanted or data.get("schema_version") != 3 or role(cell) is None:
             problems.append(f"cell {cell.id}: no valid metadata of nbgrader, version 3: {dict(data)}")
         if data.get("grade_id") != cell.id:
-            problems.append(f"cell {cell.id}: its grade_id is {data.get('grade_id')!r}, not the cell's id")
+            problems.append(
+                f"cell {cell.id}: its grade_id is {data.get('grade_id')!r}, not the cell's id: run `make refresh`"
+            )
         if data.get("grade") and not (type(data.get("points")) is int and data["points"] > 0):
             problems.append(f"cell {cell.id}: points must be a whole number above 0")
     return problems

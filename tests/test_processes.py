@@ -19,7 +19,7 @@ import launched
 import pytest
 import torch
 from conftest import make_tiny_model
-from launched import SIZES, VECTORS, assert_same_history
+from launched import SIZES, VECTORS, WEIGHTS, assert_same_history
 from safetensors.torch import load_file
 
 from utils import processes, scale, training
@@ -27,7 +27,6 @@ from utils.config import ROOT
 from utils.processes import ProcessError, require_processes
 from utils.runs import RunRecord
 
-WEIGHTS = 3e-4
 RUNS = list(launched.RUNS)
 TO_THE_END = [*RUNS, "blocks.resumed"]
 

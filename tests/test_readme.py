@@ -20,6 +20,8 @@ from utils.runs import RunError, RunRecord, write_json
 TEXT = README.read_text(encoding="utf-8")
 ALL = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 SOURCES = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "utils").glob("*.py")))
+ALL_PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 FENCED = "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
 FROM_CODE = {"exercises", "sizes", "sharding", "tasks"}  # counted or computed, not measured
 FROM_OUTSIDE = {"ModuleNotFoundError", "CUDA out of memory", "NoSuchKernel", "venv", "make test", "FAIL"}
@@ -35,19 +37,22 @@ def test_every_part_is_marked_once() -> None:
     assert ALL.count("<!-- end -->") == len(PARTS)
 
 
-def test_links_and_files_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
-    files = re.findall(r"\b(?:scripts|tests|assets|utils)/[\w./-]+\.(?:py|cfg|md)\b", TEXT)
-    assert links and files
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
+def test_links_files_and_targets_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [page.parent / link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    files = re.findall(r"\b(?:scripts|tests|assets|utils|grading|configs)/[\w./-]+\.(?:py|cfg|md|json|yaml)\b", text)
+    targets = re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)
+    assert files and targets
     # The model card and the picture come with the records they describe.
-    late = {"assets/mini-gpt2/README.md"} if "embedded model: not measured" in TEXT else set()
-    assert [name for name in {*links, *files} - late if not (ROOT / name).exists()] == []
+    late = {"assets/mini-gpt2/README.md"} if "embedded model: not measured" in text else set()
+    assert [path for path in [*links, *(ROOT / name for name in {*files} - late)] if not path.exists()] == []
+    assert set(targets) <= TARGETS
 
 
 def test_commands_are_those_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)\b(?=[`  ]*(?:#|`))", TEXT)) <= targets
+    assert set(re.findall(r"\bmake ([a-z-]+)\b(?=[`  ]*(?:#|`))", TEXT)) <= TARGETS
     assert {"course", "test"} <= {line.split()[1] for line in FENCED.splitlines() if line.startswith("make ")}
     nbval = next(line for line in FENCED.splitlines() if "--nbval " in line)
     options = re.search(r"^NBVAL := (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)[1].replace("\\\n", " ").split()
@@ -135,6 +140,14 @@ def test_parts_hold_what_the_records_hold(assets: Path) -> None:
     assert "| 0 (base) | 0.50" in text and "| -0.5 | 0.40" in text
     assert re.search(r"\*\*GPU path\*\*.*: not measured\.", text)
     assert "a CPU, 2 cores" in text and "base (nothing trained) |" not in text
+
+
+def test_the_size_of_a_saved_adapter_is_that_of_its_file(assets: Path) -> None:
+    assert "What peft saves" not in fill(TEXT, assets)
+    weights = assets / "adapters" / "mini" / "positive-seed0" / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(bytes(1234))
+    assert "What peft saves of (IA)³ holds the same numbers in 1,234 bytes" in fill(TEXT, assets)
 
 
 def test_a_number_edited_by_hand_is_found(assets: Path) -> None:

@@ -200,6 +200,12 @@ def test_normalise_drops_widgets_and_editor_metadata_and_keeps_what_grades() -> 
     nbformat.validate(notebook)
 
 
+def test_normalise_gives_cells_of_exercises_their_grade_id() -> None:
+    """A copied exercise: JupyterLab draws new ids, and shows them nowhere."""
+    pasted = [new_code_cell("1", id="9d2f", metadata={"nbgrader": {"grade_id": "ex-1-7"}}), new_code_cell("2", id="b")]
+    assert [cell.id for cell in refresh.normalise(new_notebook(cells=pasted)).cells] == ["ex-1-7", "b"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": ["x"]}', "[" * 20_000])
 def test_damaged_times_of_the_last_replay_are_no_reason_to_stop(tmp_path: Path, text: str) -> None:
     path = tmp_path / "times.json"

@@ -116,7 +116,8 @@ def test_what_the_page_says_in_words():
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     assert launched.LOSS == launched.VECTORS == 5e-6 and "within 5e-6 and the vectors within 5e-6" in page
     largest, gpt2 = SIZES["T0-11B"], SIZES["GPT-2"]
-    assert "does not fit on one of today's largest GPUs (141 GB)" in page and scale.full_bytes(largest) > 141e9
+    assert f"classifier within {launched.WEIGHTS:.0e}".replace("e-0", "e-") in " ".join(page.split())
+    assert "does not fit on a GPU of 141 GB" in page and scale.full_bytes(largest) > 141e9
     assert "as much as the base for GPT-2 and a fifth of it at 11B" in page
     assert 1000 * scale.task_bytes(gpt2) == pytest.approx(2 * gpt2.parameters, rel=0.05)
     assert 1000 * scale.task_bytes(largest) == pytest.approx(2 * largest.parameters / 5, rel=0.05)

@@ -8,10 +8,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from grading_course import ANSWER, write_course
+from replay import NOTEBOOKS
+from safetensors.numpy import save
 
 from grading import cells, release
+from grading import submit as submit_script
 from grading.cells import FormatError
 from grading.release import ReleaseError, find_traces, make_student_edition
 
@@ -119,38 +123,78 @@ def test_a_notebook_in_another_encoding_is_read(encoding):
 
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "probe.json")
+CONTENT = {".ipynb": b'{"cells": []}', ".safetensors": save({"x": np.ones(3)})}  # of other endings: {}
+ADAPTER = (*(f"adapters/positive/{name}" for name in FILES), "train/positive/run.json")
+WHOLE = (*NOTEBOOKS, *(f"artifacts/mini/{name}" for name in ADAPTER))
 
 
-def submit(edition: Path, folder: Path, *places: str) -> tuple[list[str], str]:
-    """What `submit.py` packs and prints in a folder with empty files at `places`."""
+def submit(edition: Path, folder: Path, *places: str, **contents: bytes) -> tuple[list[str], list[str]]:
+    """What `submit.py` packs, and the lines it prints after their names, in a folder with files at `places`."""
     folder.mkdir()
     (folder / "submit.py").write_bytes((edition / "submit.py").read_bytes())
     for place in places:
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_text("{}")
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents.get(path.name, CONTENT.get(path.suffix, b"{}")))
     done = subprocess.run([sys.executable, "submit.py"], cwd=folder, capture_output=True, text=True, check=True)
     with zipfile.ZipFile(folder / "submission.zip") as archive:
-        return archive.namelist(), done.stdout
+        packed = archive.namelist()
+        assert all(archive.read(name) == (folder / name).read_bytes() for name in packed)
+    return packed, [line for line in done.stdout.splitlines()[1:] if not line.startswith("  ")]
+
+
+def test_submit_knows_the_notebooks_of_the_course():
+    assert submit_script.NOTEBOOKS == NOTEBOOKS
 
 
 def test_the_student_packs_notebooks_and_adapters_only(edition, tmp_path):
-    wanted = ["01-Plain.ipynb", *(f"artifacts/mini/adapters/positive/{name}" for name in FILES)]
-    wanted.append("artifacts/mini/train/positive/run.json")
     others = ("Untitled.ipynb", "artifacts/mini/adapters/positive/notes.txt", "1-mine.ipynb")
     others += ("artifacts/mini/train/positive/checkpoints/run.json", "artifacts/gpt2/adapters/x.txt")
-    packed, printed = submit(edition[0], tmp_path / "mine", *wanted, *others)
-    assert packed == wanted and "MISSING" not in printed
-    assert printed.endswith("Saved all of them? Only what is on disk was packed.\n")
+    packed, said = submit(edition[0], tmp_path / "mine", *WHOLE, *others)
+    assert packed == list(WHOLE)
+    assert said == ["4 notebooks. Saved all of them? Only what is on disk was packed."]
 
 
-def test_the_student_is_told_what_is_missing(edition, tmp_path):
-    negative = [f"artifacts/mini/adapters/negative/{name}" for name in FILES]
-    _, printed = submit(edition[0], tmp_path / "mine", "01-Plain.ipynb", "04-Last.ipynb", *negative)
-    lost = [line.split(": ")[1] for line in printed.splitlines() if line.startswith("MISSING")]
-    adapter = [f"artifacts/mini/adapters/positive/{name}" for name in FILES]
-    assert lost == ["notebook 02", "notebook 03", *adapter, "artifacts/mini/train/positive/run.json"]
-    packed, printed = submit(edition[0], tmp_path / "empty")
-    assert packed == [] and printed.count("MISSING") == 4
+@pytest.mark.parametrize("lost", WHOLE)
+def test_the_student_is_told_what_is_missing(edition, tmp_path, lost):
+    packed, said = submit(edition[0], tmp_path / "mine", *(place for place in WHOLE if place != lost))
+    assert packed == [place for place in WHOLE if place != lost]
+    assert len(said) == 3 and said[0].startswith(f"MISSING: {lost}: ") and "written all the same" in said[1]
+
+
+def test_another_task_is_no_stand_in_and_an_empty_folder_is_packed_too(edition, tmp_path):
+    negative = [name.replace("positive", "negative") for name in WHOLE]
+    _, said = submit(edition[0], tmp_path / "mine", *negative)
+    assert [line.split(": ")[1] for line in said[:-2]] == [f"artifacts/mini/{name}" for name in ADAPTER]
+    packed, said = submit(edition[0], tmp_path / "empty")
+    assert packed == [] and sum(line.startswith("MISSING") for line in said) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("02-Train.ipynb", CONTENT[".ipynb"][:-3]),
+        ("02-Train.ipynb", b""),
+        ("04-Compare.ipynb", b"[1, 2]"),
+        ("04-Compare.ipynb", b'{"worksheets": []}'),
+        ("run.json", b'{"status": "fini'),
+        ("adapter_model.safetensors", CONTENT[".safetensors"][:-1]),
+        ("adapter_model.safetensors", CONTENT[".safetensors"][:20]),
+        ("adapter_model.safetensors", b"version https://example.org/pointer"),
+    ],
+)
+def test_the_student_is_told_what_is_broken_and_may_hand_it_in(edition, tmp_path, name, content):
+    packed, said = submit(edition[0], tmp_path / "mine", *WHOLE, **{name: content})
+    broken = next(place for place in WHOLE if place.endswith(name))
+    assert packed == list(WHOLE)
+    assert len(said) == 3 and said[0].startswith(f"BROKEN: {broken}: ") and "written all the same" in said[1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_what_the_grader_can_read_is_not_called_broken(edition, tmp_path, encoding):
+    written = '{"nbformat": 4, "cells": [], "metadata": {"name": "Zoë"}}'.encode(encoding)
+    assert cells.read_notebook(written)["cells"] == []
+    assert len(submit(edition[0], tmp_path / "mine", *WHOLE, **{"02-Train.ipynb": written})[1]) == 1
 
 
 def test_the_course_itself_has_a_student_edition(tmp_path):
