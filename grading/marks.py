@@ -100,6 +100,7 @@ def _by_question(
 ) -> tuple[dict[tuple[str, str], dict[str, str]], list[str]]:
     """The rows that say something, by key and question, and notes on those that fit neither."""
     keys, questions = _keys(class_), {question.grade_id for question in course.questions}
+    students = {graded.submission.key: graded.submission.student for graded in class_}
     marks: dict[tuple[str, str], dict[str, str]] = {}
     notes = []
     for row in rows:
@@ -112,7 +113,8 @@ def _by_question(
                 f"{NOT_COUNTED}{who[:80]}, {name[:80]}: no such student in the folder, or several of that name"
             )
         elif name not in questions:
-            notes.append(f"{NOT_COUNTED}{who[:80]}, {name[:80]}: no such question; questions.csv has their names")
+            who = students[keys[who]]
+            notes.append(f"{NOT_COUNTED}{who}, {name[:80]}: no such question; questions.csv has their names")
         else:
             place = (row["key"], name)
             marks[place] = _together(marks[place], row) if place in marks else row

@@ -163,7 +163,7 @@ def test_a_mark_by_hand_is_dropped_with_the_submission_that_it_was_for(course, t
     [
         (("Anne", "why", "", "3", "", ""), "Anne, why: no such student"),
         (("Ann", "ex-9", "", "3", "", ""), "Ann, ex-9: no such question"),
-        (("Ann", "test-twice", "", "4.5", "", ""), "Ann, test-twice: '4.5' points are not between 0 and 4"),
+        (("Ann", "test-twice", "", "4.5", "", ""), "Ann, test-twice: 4.5 points are not between 0 and 4"),
         (("Ann", "test-twice", "", "three", "", ""), "Ann, test-twice: 'three' is no number"),
     ],
 )
