@@ -75,8 +75,8 @@ def export(course: Course, class_: list[Graded], how: Export) -> tuple[list[tupl
     notes = []
     if still:
         names = ", ".join(graded.submission.student for graded in still)
-        said = "open points count as 0 there" if how.open_as_zero else "left out, as points are open (--open-as-zero)"
-        notes.append(f"tables for Canvas and Moodle: {said}: {names}")
+        said = "open points count as 0 in" if how.open_as_zero else "points still open (--open-as-zero), left out of"
+        notes.append(f"{said} canvas.csv and moodle.csv: {names}")
     canvas = [("Student", "ID", "SIS User ID", "SIS Login ID", "Section", how.assignment)]
     canvas += [(g.submission.student, g.submission.lms_id, "", "", "", number(g.score())) for g in ready]
     if how.worksheet is None:

@@ -92,11 +92,11 @@ def progress(total: int) -> Iterator[Callable[[str, int], None]]:
     bars: list[tqdm] = []
 
     def tick(what: str, count: int) -> None:
-        if bars:
-            bars[0].update(count)
-        else:
+        if not bars:  # the first call says what was kept
             bars.append(tqdm(total=total, initial=count, desc="answers graded", unit="answer"))
-        bars[0].set_postfix_str(what[:40], refresh=count != 1)
+            return
+        bars[0].update(count)
+        bars[0].set_postfix_str(what[:40] if count else f"running {what}", refresh=count != 1)
 
     try:
         yield tick
