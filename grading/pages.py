@@ -24,7 +24,7 @@ WORDS = {
 }  # fmt: skip
 STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse;width:100%}pre{white-space:pre-wrap}"
+    "table{border-collapse:collapse;width:100%}pre{white-space:pre-wrap;overflow-wrap:anywhere}"
     "td,th{border-bottom:1px solid #ccc;padding:.4em;text-align:left;vertical-align:top}"
     "td:last-child{overflow-wrap:anywhere}"
     ".n{text-align:right;white-space:nowrap}.right{color:#1a6b2f}.wrong,.stopped,.missing{color:#9b1c1c}"

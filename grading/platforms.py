@@ -76,7 +76,7 @@ def export(course: Course, class_: list[Graded], how: Export) -> tuple[list[tupl
     if still:
         names = ", ".join(graded.submission.student for graded in still)
         said = "open points count as 0 in" if how.open_as_zero else "points still open (--open-as-zero), left out of"
-        notes.append(f"{said} canvas.csv and moodle.csv: {names}")
+        notes.append(f"{said} canvas.csv{' and moodle.csv' if how.worksheet else ''}: {names}")
     canvas = [("Student", "ID", "SIS User ID", "SIS Login ID", "Section", how.assignment)]
     canvas += [(g.submission.student, g.submission.lms_id, "", "", "", number(g.score())) for g in ready]
     if how.worksheet is None:

@@ -45,7 +45,9 @@ def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[
                 f"answers that name the modules of the checks: {graded.submission.student}: {', '.join(named)}"
             )
     if still := sum(open_points(course, graded) > 0 for graded in class_):
-        lines.append(f"{still} submissions have points to be given: written.html, then points into written.csv")
+        lines.append(
+            f"submissions with points still to be given: {still}; read written.html, put points into written.csv"
+        )
     alike = (*_same_answers(course, class_), *_same_texts(course, class_))
     return [*lines, *alike, *(f"set aside: {text}" for text in aside)]
 

@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print("\n".join(lines))
     lost = sum(line.startswith(NOT_COUNTED) for line in lines)
-    note = f". {lost} rows of written.csv were NOT COUNTED: see above" if lost else ""
+    note = f". Rows of written.csv that were NOT COUNTED, named above: {lost}" if lost else ""
     print(f"Written to {options.output}{note}")
     return 0
 

@@ -201,5 +201,5 @@ def test_grading_again_with_a_mark_by_hand_runs_nothing(marked, root, monkeypatc
     monkeypatch.setattr(grade, "grade", lambda options: marked.lines)
     assert grade.main([str(marked.folder), "--output", str(marked.path.parent), "--unsafe"]) == 0
     said = capsys.readouterr().out
-    assert f"{NOT_COUNTED}Nobody, why" in said and "1 rows of written.csv were NOT COUNTED" in said
+    assert f"{NOT_COUNTED}Nobody, why" in said and "NOT COUNTED, named above: 1" in said
     assert "Ann,,8,11,0," in (marked.path.parent / "grades.csv").read_text("utf-8-sig")
