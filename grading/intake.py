@@ -36,7 +36,7 @@ LONGEST_NAME = 200
 KEY_BYTES = 100  # of a student's name, in the names of our files
 SKIPPED = ("__MACOSX", ".ipynb_checkpoints", ".git", ".venv", "venv", "node_modules", "__pycache__")
 MOODLE = re.compile(r"(?P<name>.+?)_(?P<id>\d+)_assignsubmission_\w*")
-CANVAS = re.compile(r"(?P<name>[^_]+)_(?:LATE_)?(?P<id>\d+)_\d+(?:_.*)?")
+CANVAS = re.compile(r"(?P<name>[^_]+)_(?P<late>LATE_)?(?P<id>\d+)_\d+(?:_.*)?")
 ENTRY = re.compile(rb"PK\x01\x02")  # stands before each entry of a zip's table
 COPY = re.compile(r"(?P<name>.*\S)\s*\((?P<number>\d{1,4})\)")
 
@@ -49,7 +49,8 @@ class IntakeError(RuntimeError):
 class Submission:
     """One student's files, in memory: `files` by their path inside; `problems` are for the student's feedback.
 
-    `failure`: why we could not read it, for the instructor; nobody loses points for that.
+    `failure`: why we could not read it, for the instructor; nobody loses points for that. `late`: the platform's file
+    name says so.
     """
 
     student: str
@@ -58,6 +59,7 @@ class Submission:
     files: dict[str, bytes] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     failure: str = ""
+    late: bool = False
     entries: int = 0  # of zips, so far
     size: int = 0  # bytes read, so far
 
@@ -94,6 +96,7 @@ def collect(folder: Path) -> tuple[list[Submission], list[str]]:
         if submission.key in submissions:
             aside.append(f"{shown(name)}: its key is that of another student, not graded; rename it")
             continue
+        submission.late = any(is_late(path) for path in copies[latest])
         if len(copies[latest]) > 1 and not (identity and all(path.is_file() for path in copies[latest])):
             aside.append(f"{', '.join(shown(p.name) for p in copies[latest])}: graded together, as one student's")
         submissions[submission.key] = _read(submission, copies[latest])
@@ -161,6 +164,12 @@ def read_name(path: Path) -> tuple[str, str, int]:
     if (found := COPY.fullmatch(stem)) and path.suffix != ".ipynb":
         return found["name"].strip(), "", int(found["number"])
     return stem.strip(), "", 0
+
+
+def is_late(path: Path) -> bool:
+    """Whether Canvas has written into the name that this came late."""
+    found = CANVAS.fullmatch(unicodedata.normalize("NFC", path.name if path.is_dir() else path.stem))
+    return bool(found and found["late"])
 
 
 def file_key(name: str, identity: str) -> str:

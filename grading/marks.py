@@ -1,4 +1,4 @@
-"""`written.csv`: the table in which people give points for what no machine judges.
+"""`written.csv`: the table in which people give points, for what no machine judges and over what one has judged.
 
 For: `read_table`, in whatever form a spreadsheet has saved it; `take_marks`, which puts its marks into the results;
 `mark_rows`, the table written anew without losing a mark. Not for: other tables (`report.py`).
@@ -10,26 +10,34 @@ import csv
 import hashlib
 import io
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from grading.course import Course
+    from grading.plan import Question
     from grading.run import Graded
 
 HEAD = ("key", "question", "of", "points", "comment", "answer")
 NEEDED = {"key", "question", "points", "comment"}
 ENCODINGS = ("utf-8-sig", "utf-16", "cp1252", "latin-1")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of a formula
+NOT_COUNTED = "written.csv, NOT COUNTED: "  # what a note on a row that fits nothing begins with
 
 
 class MarksError(ValueError):
-    """The table of marks cannot be read as one; nothing was written. The message says how to mend it."""
+    """The table of marks, or a mark in it, cannot be read as one. The message says how to mend it."""
 
 
 def number(value: float | None) -> str:
     """Points as people write them: 4, 2.5; empty while open."""
     return "" if value is None else f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def pseudonym(graded: Graded) -> str:
+    """The end of the key, which shows no name."""
+    return graded.submission.key.rpartition("-")[2]
 
 
 def digest(graded: Graded, name: str) -> str:
@@ -38,9 +46,9 @@ def digest(graded: Graded, name: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of `written.csv`, saved with commas, semicolons or tabs. Raises MarksError for any other table."""
-    data, text = path.read_bytes(), None
+def decoded(path: Path) -> tuple[str, str]:
+    """The text of a table that some program has saved, and what stands between its columns: `,`, `;` or a tab."""
+    data, text = path.read_bytes(), ""
     for encoding in (
         ENCODINGS if data.startswith((b"\xff\xfe", b"\xfe\xff")) else [e for e in ENCODINGS if "16" not in e]
     ):
@@ -49,10 +57,14 @@ def read_table(path: Path) -> list[dict[str, str]]:
             break
         except UnicodeError:
             continue
-    first = (text or "").lstrip().partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
+    return text, max(",;\t", key=text.lstrip().partition("\n")[0].count)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of `written.csv`, saved with commas, semicolons or tabs. Raises MarksError for any other table."""
+    text, delimiter = decoded(path)
     try:
-        table = csv.DictReader(io.StringIO(text or "", newline=""), delimiter=delimiter)
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows, head = list(table), table.fieldnames or []
     except csv.Error:
         rows, head = [], []
@@ -70,46 +82,122 @@ def _unquoted(value: str) -> str:
 
 
 def take_marks(course: Course, class_: list[Graded], rows: list[dict[str, str]]) -> list[str]:
-    """Put points and comments into the results of open questions; returns what could not be taken, in words."""
-    marks = {(row.get("key"), row.get("question")): row for row in rows}
-    most = {question.grade_id: question.points for question in course.questions}
-    notes = []
+    """Put points and comments into the results: of open questions, and over what a machine has judged.
+
+    Returns in words what the instructor must know: each row that was not counted, each question whose marks were
+    scaled. In `rows` names of students become keys.
+    """
+    marks, notes = _by_question(course, class_, rows)
     for graded in class_:
-        for name, result in graded.results.items():
-            row = marks.get((graded.submission.key, name))
-            if row and result["state"] == "open":
-                note = _take(result, row, most[name], digest(graded, name))
-                notes += [f"{graded.submission.student}, {name}: {note}"] if note else []
-    return notes
+        for question in course.questions:
+            if row := marks.get((graded.submission.key, question.grade_id)):
+                notes += _take(graded, question, row)
+    return list(dict.fromkeys(notes))
 
 
-def _take(result: dict, row: dict[str, str], most: float, now: str) -> str:
-    """Take one row in; what the instructor must know about it, or nothing."""
-    said, result["comment"], result["points"] = row.get("points", "").strip(), row.get("comment", ""), None
-    if not said:
-        return ""
-    if row.get("answer") and row["answer"] != now:
-        result["comment"] = f"(an earlier answer had {said} points) {result['comment']}".strip()
-        return f"the answer is another than the one that got {said} points: it is open again"
+def _by_question(
+    course: Course, class_: list[Graded], rows: list[dict[str, str]]
+) -> tuple[dict[tuple[str, str], dict[str, str]], list[str]]:
+    """The rows that say something, by key and question, and notes on those that fit neither."""
+    keys, questions = _keys(class_), {question.grade_id for question in course.questions}
+    students = {graded.submission.key: graded.submission.student for graded in class_}
+    marks: dict[tuple[str, str], dict[str, str]] = {}
+    notes = []
+    for row in rows:
+        if not (row.get("points", "").strip() or row.get("comment", "").strip()):
+            continue
+        who, name = row.get("key", "").strip(), row.get("question", "").strip()
+        row |= {"key": keys.get(who, who), "question": name}
+        if who not in keys:
+            notes.append(
+                f"{NOT_COUNTED}{who[:80]}, {name[:80]}: no such student in the folder, or several of that name"
+            )
+        elif name not in questions:
+            who = students[keys[who]]
+            notes.append(f"{NOT_COUNTED}{who}, {name[:80]}: no such question; questions.csv has their names")
+        else:
+            place = (row["key"], name)
+            marks[place] = _together(marks[place], row) if place in marks else row
+    return marks, notes
+
+
+def _keys(class_: list[Graded]) -> dict[str, str]:
+    """Each student's key by what people may write for it: the key, its end, a name that only one student has."""
+    names = Counter(graded.submission.student for graded in class_)
+    by_name = {g.submission.student: g.submission.key for g in class_ if names[g.submission.student] == 1}
+    by_end = {pseudonym(graded): graded.submission.key for graded in class_}
+    return by_name | by_end | {graded.submission.key: graded.submission.key for graded in class_}
+
+
+def _together(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:
+    """Two rows for one answer as one; points that differ make no number, so they are told and not counted."""
+    both = {}
+    for name, between in (("points", " or "), ("comment", "; ")):
+        said = [row.get(name, "").strip() for row in (one, other)]
+        both[name] = between.join(dict.fromkeys(text for text in said if text))
+    return one | both
+
+
+def _take(graded: Graded, question: Question, row: dict[str, str]) -> list[str]:
+    """Take one row in, and keep in `result["row"]` what the table says of it from now on; returns notes."""
+    result, now = graded.results[question.grade_id], digest(graded, question.grade_id)
+    said, comment, of = row.get("points", "").strip(), row.get("comment", ""), row.get("of", "").strip()
+    where = f"{graded.submission.student}, {question.grade_id}"
+    if said and row.get("answer") and row["answer"] != now:
+        if result["state"] == "open":
+            comment = f"(an earlier answer had {said} points) {comment}".strip()
+            result |= {"comment": comment, "points": None, "row": ("", "", comment, now)}
+        else:
+            result["row"] = (of, said, comment, row["answer"])
+        return [f"{NOT_COUNTED}{where}: the answer is another than the one that got {said} points"]
+    result["comment"] = comment
     try:
-        points = float(said.replace(",", "."))
+        points = _points(said, of, question.points)
+    except MarksError as error:
+        result["row"] = (of, said, comment, now)
+        return [f"{NOT_COUNTED}{where}: {error}"]
+    result["row"] = ("", number(points), comment, now)
+    if points is None:
+        return []
+    result |= {"points": points, "by_hand": True}
+    if _value(of) in (None, 0, question.points):
+        return []
+    return [f"written.csv: {question.grade_id}: marks out of {of} were scaled to {number(question.points)} points"]
+
+
+def _points(said: str, of: str, most: float) -> float | None:
+    """The points that a row gives, scaled where it was written when the question had other points; None for none.
+
+    Raises MarksError for what is no number of points from 0 to the most.
+    """
+    points, old = _value(said), _value(of) or most
+    if not said:
+        return None
+    if points is None:
+        raise MarksError(f"{said[:20]!r} is no number of points")
+    if not 0 <= points <= old:
+        raise MarksError(f"{said[:20]} points are not between 0 and {number(old)}")
+    return points if old == most else round(points * most / old, 2)
+
+
+def _value(text: str) -> float | None:
+    """The number that is written here, with a point or a comma; None for anything else."""
+    try:
+        value = float(text.replace(",", "."))
     except ValueError:
-        points = math.nan
-    if not math.isfinite(points):
-        return f"{said[:20]!r} is no number of points: it stays open"
-    result["points"] = min(max(points, 0.0), most)
-    return "" if result["points"] == points else f"{said} points were given, {number(result['points'])} counted"
+        return None
+    return value if math.isfinite(value) else None
 
 
 def mark_rows(course: Course, class_: list[Graded], rows: list[dict[str, str]]) -> list[tuple]:
-    """The table: a row for each open question, then the marks of those who are not in this class now."""
+    """The table: a row for each open question and each mark, then the rows that fit nobody here or no question."""
     table: list[tuple] = [HEAD]
     for graded in class_:
         for question in course.questions:
             result = graded.results[question.grade_id]
-            if result["state"] == "open":
-                mark = (number(result["points"]), result.get("comment", ""), digest(graded, question.grade_id))
-                table.append((graded.submission.key, question.grade_id, number(question.points), *mark))
+            if result["state"] == "open" or "row" in result:
+                of, *mark = result.get("row") or ("", "", "", digest(graded, question.grade_id))
+                table.append((graded.submission.key, question.grade_id, of or number(question.points), *mark))
     known = {row[:2] for row in table}
     others = [row for row in rows if (row.get("key"), row.get("question")) not in known]
     return table + [

@@ -26,13 +26,16 @@ def match(course: Course, files: Mapping[str, bytes]) -> tuple[dict[str, dict[st
 
     A notebook that was not found is missing from the first; an answer that was not found from its dict.
     """
-    found, remarks = _notebooks(files)
-    answers, taken = {}, set()
+    found, broken = _notebooks(files)
+    again = "ask whether you may hand it in again"
+    remarks = [f"{n}: {why}. It could not be graded: open it in Jupyter, save it, {again}" for n, why in broken.items()]
+    answers, taken, named = {}, set(), {_stem(PurePosixPath(name).name) for name in broken}
     for plan in course.plans:
         ranked = sorted(((_rank(plan, n, nb), n) for n, nb in found.items() if n not in taken), key=_best_first)
         ranked = [(rank, name) for rank, name in ranked if rank[0] > 0]
         if not ranked:
-            remarks.append(f"{plan.name} was not found in what you handed in")
+            if _stem(plan.name) not in named:
+                remarks.append(f"{plan.name} was not found in what you handed in: {again}")
             continue
         name = ranked[0][1]
         taken.add(name)
@@ -46,9 +49,9 @@ def match(course: Course, files: Mapping[str, bytes]) -> tuple[dict[str, dict[st
     return answers, remarks
 
 
-def _notebooks(files: Mapping[str, bytes]) -> tuple[dict[str, dict], list[str]]:
-    """The notebooks among the files by name, those in fewer folders first, and remarks on those that cannot be read."""
-    found, remarks, left = {}, [], MOST_TOGETHER
+def _notebooks(files: Mapping[str, bytes]) -> tuple[dict[str, dict], dict[str, str]]:
+    """The notebooks among the files by name, those in fewer folders first; by name, why others cannot be read."""
+    found, broken, left = {}, {}, MOST_TOGETHER
     for name in sorted(files, key=lambda name: (name.count("/"), name)):
         if PurePosixPath(name).suffix.lower() != ".ipynb":
             continue
@@ -56,14 +59,14 @@ def _notebooks(files: Mapping[str, bytes]) -> tuple[dict[str, dict], list[str]]:
             found[name] = _slim(files[name], left)
             left -= sum(len(cell["source"]) for cell in found[name]["cells"])
         except cells.FormatError as error:
-            remarks.append(f"{name}: {error}; it could not be graded")
-    return found, remarks
+            broken[name] = str(error)
+    return found, broken
 
 
 def _slim(data: bytes, most: int) -> dict:
     """What grading needs of a notebook. Raises FormatError for one that is larger than any of this course."""
     if len(data) > MOST_BYTES:
-        raise cells.FormatError(f"more than {MOST_BYTES >> 20} MB (clear its outputs and hand it in again)")
+        raise cells.FormatError(f"more than {MOST_BYTES >> 20} MB (clear its outputs)")
     notebook = cells.read_notebook(data)
     if len(notebook["cells"]) > MOST_CELLS or sum(len(cell["source"]) for cell in notebook["cells"]) > most:
         raise cells.FormatError("more cells, or more text in cells, than can be looked at")

@@ -12,14 +12,16 @@ from pathlib import Path
 
 from grading import cells, release
 
-HEADING = re.compile(r"#+ (.+)")
+HEADING = re.compile(r"^#{1,6} (.+)", re.MULTILINE)
+FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)  # code in a text: its comments are no headings
 
 
 @dataclass(frozen=True)
 class Question:
     """One graded cell. `kind`: "code" (a test judges), "adapter" (`adapter.py` judges), "written" (a person does).
 
-    `title`: the heading that it stands under, for people to read; the id where there is none.
+    `title`: the nearest heading above it, for people to read; the id where there is none. `card`: that heading and what
+    follows in its cell.
     """
 
     grade_id: str
@@ -29,6 +31,7 @@ class Question:
     position: int  # of the cell in its notebook
     source: str
     title: str
+    card: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,15 +103,21 @@ def _since_last_test(before: list[dict]) -> set[str]:
 
 def read_plan(path: Path) -> Plan:
     """The questions of a notebook of the solved edition, in order. Raises FormatError or ReleaseError."""
-    notebook, questions, heading = release.read_solved(path), [], ""
+    notebook, questions, heading, card = release.read_solved(path), [], "", ""
     for position, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "markdown" and not cells.is_solution(cell):
-            heading = found[1] if (found := HEADING.match(cell["source"])) else heading
+            heading, card = _last_heading(cell["source"]) or (heading, card)
         kind = "written" if cells.is_manual(cell) else "code" if cells.is_test(cell) else None
         if kind == "code" and cells.ADAPTER_TAG in cells.tags(cell):
             kind = "adapter"
         if kind:
             identity = cells.grade_id(cell)
-            title = heading or identity
-            questions.append(Question(identity, path.name, kind, cells.points(cell), position, cell["source"], title))
+            about = (position, cell["source"], heading or identity, card)
+            questions.append(Question(identity, path.name, kind, cells.points(cell), *about))
     return Plan(path.name, notebook, tuple(questions))
+
+
+def _last_heading(text: str) -> tuple[str, str] | None:
+    """The last heading of a text cell, and the text from there on; None where there is none."""
+    found = list(HEADING.finditer(FENCED.sub(lambda code: " " * len(code[0]), text)))
+    return (found[-1][1].strip(), text[found[-1].start() :]) if found else None

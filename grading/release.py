@@ -21,8 +21,8 @@ SHIPPED = ("utils", "assets", "requirements.txt", "constraints.txt", "LICENSE")
 ENDINGS = {".py", ".json", ".safetensors", ".md", ".txt", ".png"}
 HERE = Path(__file__).resolve().parent
 # Training is deterministic: on a processor like ours, the course's seed leads to the very numbers of this adapter.
-# Students must not have it, so that equal numbers are no sign of copying.
-KEPT_BACK = "assets/adapters/*/positive-seed0/*"
+# Students must not have it, so that equal numbers are no sign of copying. The bands are the grader's alone.
+KEPT_BACK = ("assets/adapters/*/positive-seed0/*", "assets/grading-bands.json")
 OWN = {"student-README.md": "README.md", "submit.py": "submit.py"}  # files of this package that students get
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is made
@@ -96,7 +96,8 @@ def _shipped_files(root: Path, shipped: Iterable[str]) -> Iterator[tuple[Path, P
         for path in found:
             relative = path.relative_to(root)
             hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
-            wanted = (path.suffix in ENDINGS or name == path.name) and not relative.match(KEPT_BACK)
+            wanted = path.suffix in ENDINGS or name == path.name
+            hidden |= any(relative.match(pattern) for pattern in KEPT_BACK)
             if wanted and not hidden and path.is_file() and not path.is_symlink():
                 yield path, relative
 

@@ -8,6 +8,7 @@ Not for: tables and pages (`report.py`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from grading.plan import Plan, Question
 from grading.report import write_atomic
 from grading.sandbox import Limits
 
+VERDICT = re.compile(r"\A\d+\.\d+ (?:fail|todo)  ")  # how a check begins, whose exercise the page names anyway
 AdapterGrader = Callable[[Mapping[str, bytes]], tuple[float, list[Check]]]
 
 
@@ -54,18 +56,18 @@ def grade_class(
 ) -> list[Graded]:
     """Grade what is not graded yet; returns all, in the order of `submissions`.
 
-    `state`: the folder where results are kept. `tick(what, questions done)` is called as the work goes on. Raises
-    CourseError where the course's own solutions do not pass.
+    `state`: the folder where results are kept. `tick(what, answers done)` is called once with those that were kept, at
+    each notebook with 0, and after each answer with 1. Raises CourseError where the course's own solutions do not pass.
     """
     state.mkdir(parents=True, exist_ok=True)
     digest = f"{course.digest()}-{json.dumps(limits.to_dict(), sort_keys=True)}"
     class_ = [_open(course, submission, state, digest) for submission in submissions]
-    for plan in course.plans:
-        names = {question.grade_id for question in plan.questions}
-        due = [graded for graded in class_ if not names <= graded.results.keys()]
-        tick(plan.name, sum(len(names) for graded in class_ if graded not in due))
+    todo = [(plan, [graded for graded in class_ if not _is_done(plan, graded)]) for plan in course.plans]
+    tick("kept from before", sum((len(class_) - len(due)) * len(plan.questions) for plan, due in todo))
+    for plan, due in todo:
         if not due:
             continue
+        tick(plan.name, 0)
         if any(question.kind == "code" for question in plan.questions):
             with Runner(course, plan, limits, hide or []) as runner:
                 if faults := calibrate(runner):
@@ -81,6 +83,10 @@ def grade_class(
             for graded in due:
                 _grade(graded, plan, None, adapter, state, digest, tick)
     return class_
+
+
+def _is_done(plan: Plan, graded: Graded) -> bool:
+    return {question.grade_id for question in plan.questions} <= graded.results.keys()
 
 
 def _open(course: Course, submission: Submission, state: Path, digest: str) -> Graded:
@@ -147,15 +153,15 @@ def _result(state: str, points: float | None, message: str, **more: object) -> d
 def grade_question(question: Question, plan: Plan, answers: Mapping[str, str] | None, runner: Runner | None) -> dict:
     """`state` (right, wrong, empty, missing, stopped, open), `points` (None while open), `message` for the student."""
     if answers is None:
-        return _result("missing", 0.0, f"{plan.name} was not found")
+        return _result("missing", 0.0, f"no {plan.name} that can be read was handed in")
     stubs = plan.unsolved()
     if question.kind == "written":
         text = answers.get(question.grade_id)
         if text is None:
             return _result("missing", 0.0, "the cell was not found")
         if cells.same_source(text, stubs[question.grade_id]) or not text.strip():
-            return _result("empty", 0.0, "not answered")
-        return _result("open", None, "read by a person", answer=text)
+            return _result("empty", 0.0, "not attempted")
+        return _result("open", None, "a person reads it and gives the points", answer=text)
     own = plan.base_cells(question)
     if own and not any(name in answers for name in own):
         return _result("missing", 0.0, "the cell was not found")
@@ -187,6 +193,7 @@ def explain(question: Question, verdict: Mapping, mode: str = "apart") -> str:
         return "the tests that you can see pass, but it is wrong for other inputs: was a result written in by hand?"
     name, message = str(verdict.get("name")), str(verdict.get("message") or "")
     if name == "AssertionError":
+        message = VERDICT.sub("", message)
         return f"a test fails: {message}" if message else f"a test fails in line {line}"
     if name in ("StudentError", "NotPlainError"):
         return message
@@ -201,10 +208,12 @@ def _of_cell(problem: Mapping) -> str:
 
 def grade_adapter_question(question: Question, submission: Submission, adapter: AdapterGrader | None) -> dict:
     """The points of the trained adapter; open where this run grades none."""
-    if adapter is None:
-        return _result("open", None, "the adapter was not looked at in this run")
     due = profile_name()
     files = find_adapter_files(submission.files, due)
+    if adapter is None:
+        if not files:
+            return _result("missing", 0.0, "no adapter was handed in: run 02, then submit.py")
+        return _result("open", None, "no machine has looked at the adapter: a person does")
     share, checks = adapter(files)
     state = "right" if share == 1 else "wrong" if files else "missing"
     failed = [check.message for check in checks if not check.passed]

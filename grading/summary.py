@@ -31,6 +31,7 @@ def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[
         *sandbox_lines(class_),
         f"{len(class_)} submissions, {number(sum(scores) / len(scores))} of {number(course.most)} points on average",
     ]
+    lines += [*_not_as_expected(course, class_)]
     lines += [f"a cell of ours failed in the student edition: {text}" for text in course.troubles]
     if inside := sorted(course.inside.union(*(graded.inside for graded in class_))):
         names = ", ".join(inside)
@@ -44,8 +45,21 @@ def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[
                 f"answers that name the modules of the checks: {graded.submission.student}: {', '.join(named)}"
             )
     if still := sum(open_points(course, graded) > 0 for graded in class_):
-        lines.append(f"{still} submissions have points to be given: written.html, then points into written.csv")
-    return [*lines, *_same_answers(course, class_), *(f"set aside: {text}" for text in aside)]
+        lines.append(
+            f"submissions with points still to be given: {still}; read written.html, put points into written.csv"
+        )
+    alike = (*_same_answers(course, class_), *_same_texts(course, class_))
+    return [*lines, *alike, *(f"set aside: {text}" for text in aside)]
+
+
+def _not_as_expected(course: Course, class_: list[Graded]) -> Iterator[str]:
+    """Who was late, and whose notebooks were not there or could not be read."""
+    if late := [graded.submission.student for graded in class_ if graded.submission.late]:
+        yield f"late, as the names of the files say: {', '.join(late)}"
+    for graded in class_:
+        lost = [plan.name for plan in course.plans if plan.name not in graded.answers]
+        if lost and not graded.submission.failure:
+            yield f"missing or unreadable (grades.csv says why): {graded.submission.student}: {', '.join(lost)}"
 
 
 def sandbox_lines(class_: list[Graded]) -> list[str]:
@@ -75,3 +89,15 @@ def _same_answers(course: Course, class_: list[Graded]) -> Iterator[str]:
     for key, names in same.items():
         if len(names) > 1 and key not in unsolved:
             yield f"the same answers in {key[0]}: {', '.join(names)}"
+
+
+def _same_texts(course: Course, class_: list[Graded]) -> Iterator[str]:
+    """Written answers of several students that differ in white space only."""
+    for question in (q for q in course.questions if q.kind == "written"):
+        same: dict[str, list[str]] = {}
+        for graded in class_:
+            if answer := graded.results[question.grade_id].get("answer"):
+                same.setdefault(" ".join(answer.split()), []).append(graded.submission.student)
+        for names in same.values():
+            if len(names) > 1:
+                yield f"the same written answer to {question.grade_id} (to look at, no verdict): {', '.join(names)}"

@@ -9,11 +9,13 @@ no namespaces a student's code can read and change files here: then it grades wi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +27,8 @@ from grading.adapter import Check, Meter, grade_adapter  # noqa: E402
 from grading.cells import FormatError  # noqa: E402
 from grading.course import Course, CourseError, profile_name  # noqa: E402
 from grading.intake import IntakeError, Submission, collect  # noqa: E402
-from grading.marks import MarksError, read_table  # noqa: E402
+from grading.marks import NOT_COUNTED, MarksError, read_table  # noqa: E402
+from grading.platforms import Export, WorksheetError, read_worksheet  # noqa: E402
 from grading.release import ReleaseError, references_of  # noqa: E402
 from grading.report import BusyError, only_one, write_reports  # noqa: E402
 from grading.run import grade_class  # noqa: E402
@@ -66,7 +69,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clock", type=float, default=Limits.clock, help="seconds by the clock for one answer")
     parser.add_argument("--memory", type=float, default=2.0, help="gigabytes for one answer")
     parser.add_argument("--only", help="grade again the student of this name, whatever is kept of her")
-    parser.add_argument("--assignment", default="IA3 lab", help="the column's name in the platform's gradebook")
+    parser.add_argument("--assignment", default=Export.assignment, help="the column's name in canvas.csv; Canvas only")
+    parser.add_argument("--moodle", type=Path, metavar="WORKSHEET", help="Moodle's grading worksheet, to be filled in")
+    parser.add_argument("--moodle-grade", default="Grade", metavar="NAME", help="its column for the grade")
+    parser.add_argument("--open-as-zero", action="store_true", help="export totals whose points are not all given yet")
     parser.add_argument("--unsafe", action="store_true", help="grade where students' code cannot be shut in")
     return parser.parse_args(arguments)
 
@@ -80,28 +86,44 @@ def forget(name: str, submissions: Sequence[Submission], state: Path) -> None:
         (state / f"{one.key}.json").unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar of answers, which begins with those that were kept, and what `grade_class` calls to move it."""
+    bars: list[tqdm] = []
+
+    def tick(what: str, count: int) -> None:
+        if not bars:  # the first call says what was kept
+            bars.append(tqdm(total=total, initial=count, desc="answers graded", unit="answer"))
+            return
+        bars[0].update(count)
+        bars[0].set_postfix_str(what[:40] if count else f"running {what}", refresh=count != 1)
+
+    try:
+        yield tick
+    finally:
+        for bar in bars:
+            bar.close()
+
+
 def grade(options: argparse.Namespace) -> list[str]:
     """Grade and write the reports; returns the summary."""
     limits = Limits(seconds=options.seconds, clock=options.clock, memory=int(options.memory * 2**30))
     marks, root = options.output / "written.csv", options.root.resolve()
     if marks.is_file():
         read_table(marks)  # what is wrong with it is better said before the hours of grading
+    worksheet = read_worksheet(options.moodle, options.moodle_grade) if options.moodle else None
     course = Course.load(root)
     submissions, aside = collect(options.submissions)
     if options.only:
         forget(options.only, submissions, options.output / "state")
-    with tqdm(total=len(submissions) * len(course.questions), unit="question") as bar:
-
-        def tick(what: str, count: int) -> None:
-            bar.set_description(what[:40], refresh=False)
-            bar.update(count)
-
+    with progress(len(submissions) * len(course.questions)) as tick:
         class_ = grade_class(
             course, submissions, options.output / "state", limits, jobs=options.jobs,
             hide=[options.submissions.resolve(), options.output.resolve()],
             adapter=adapter_grader(root, profile_name()), tick=tick,
         )  # fmt: skip
-    return write_reports(course, class_, options.output, aside, options.assignment)
+    how = Export(options.assignment, worksheet, options.open_as_zero)
+    return write_reports(course, class_, options.output, aside, how)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,16 +139,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with only_one(options.output):
             lines = grade(options)
-    except (BusyError, CourseError, FormatError, IntakeError, MarksError, ReleaseError) as error:
+    except (BusyError, CourseError, FormatError, IntakeError, MarksError, ReleaseError, WorksheetError) as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted. What is graded is kept; the same command goes on.", file=sys.stderr)
         return 130
     print("\n".join(lines))
-    print(f"Written to {options.output}")
+    lost = sum(line.startswith(NOT_COUNTED) for line in lines)
+    note = f". Rows of written.csv that were NOT COUNTED, named above: {lost}" if lost else ""
+    print(f"Written to {options.output}{note}")
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, which leaves nothing in /tmp
     raise SystemExit(main())

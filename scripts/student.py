@@ -6,6 +6,8 @@ python scripts/student.py [--output build]
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,15 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CourseError, FormatError, ReleaseError) as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    print(f"{folder.name}/: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB")
-    print(f"{archive.name}: {archive.stat().st_size / 1e6:.1f} MB; no line of a solution or hidden test is in it")
+    files, size = [path for path in folder.rglob("*") if path.is_file()], archive.stat().st_size
+    print(f"{os.path.relpath(folder)}/: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB")
+    print(f"{os.path.relpath(archive)}: {size / 1e6:.1f} MB; no line of a solution or hidden test is in it")
     if seen:
-        print(f"{len(seen)} lines of solutions also stand in utils/ or in other cells, as {min(seen, key=len)!r}")
+        shared = f"{len(seen)} lines that students see anyway, in utils/ or in other cells"
+        print(f"not counted as secret: {shared}, such as {min(seen, key=len)!r}")
     for problem in problems:
         print(f"FAILED {problem}", file=sys.stderr)
     return int(bool(problems))
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, which leaves nothing in /tmp
     raise SystemExit(main())

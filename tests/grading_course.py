@@ -13,7 +13,8 @@ from safetensors.numpy import save
 
 from grading import cells
 from grading.course import Course
-from grading.intake import collect
+from grading.intake import Submission, collect, file_key
+from grading.platforms import Export
 from grading.release import student_notebook
 from grading.report import write_reports
 from grading.run import Graded, grade_class
@@ -250,4 +251,13 @@ def graded_class(tmp_path: Path, root: Path, jobs: int = 1, out: str = "out") ->
     class_ = grade_class(
         course, submissions, output / "state", HOSTILE_LIMITS, jobs=jobs, hide=[tmp_path / "in", output]
     )
-    return {g.submission.student: g for g in class_}, write_reports(course, class_, output, aside, "Lab")
+    return {g.submission.student: g for g in class_}, write_reports(course, class_, output, aside, Export("Lab"))
+
+
+def judged(course: Course, name: str, lms_id: str = "", why: str = "Because of films.", **more: dict) -> Graded:
+    """A student whose code is right and whose written answer is open, as a grader leaves it; `more`: other results."""
+    submission = Submission(name, lms_id, file_key(name, lms_id), {PLAIN: name.encode()})
+    results = {q.grade_id: {"state": "right", "points": q.points, "message": "right"} for q in course.questions}
+    results["why"] = {"state": "open", "points": None, "message": "a person reads it", "answer": why}
+    answers = {plan.name: plan.unsolved() for plan in course.plans}
+    return Graded(submission, answers, [], results | {key.replace("_", "-"): value for key, value in more.items()})
