@@ -421,9 +421,10 @@ def test_points_are_a_hundred():
 def test_notebook_agrees_with_the_list(number):
     exercise, card = EXERCISES[number], source(number, "-card")
     assert card.find(f"### Exercise {number} · {exercise.title}\n") >= 0
-    assert re.search(rf"^\*\d+ minutes, (easy|medium|hard), {exercise.points} points, ", card, re.MULTILINE)
+    line = rf"^\*\d+ minutes, (easy|medium|hard), {exercise.points} points, "
+    assert re.search(line, card, re.MULTILINE), f"the card of {number} does not say {exercise.points} points"
     graded = CELLS[cell_id(number, "" if exercise.written else "-test")]
-    assert graded.metadata["nbgrader"]["points"] == exercise.points
+    assert graded.metadata["nbgrader"]["points"] == exercise.points, f"points in the metadata of {graded.id}"
     assert role(graded) == ("written" if exercise.written else "test")
     if not exercise.written:
         answer = "artifacts_dir(profile)" if exercise.files else function_name(number)
