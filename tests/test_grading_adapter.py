@@ -103,7 +103,9 @@ def test_in_another_profile_than_ours_adapters_stay_open():
     """There are no reference adapters of `gpt2` to hold one against."""
     assert adapter_grader(ROOT, "mini") is not None and adapter_grader(ROOT, "gpt2") is None
     question = Question("q", "02", "adapter", 5.0, 0, "", "q")
-    assert grade_adapter_question(question, Submission("Ann", "", "k"), None)["points"] is None
+    handed_in = {"artifacts/gpt2/adapters/positive/adapter_model.safetensors": b""}
+    assert grade_adapter_question(question, Submission("Ann", "", "k", handed_in), None)["points"] is None
+    assert grade_adapter_question(question, Submission("Ann", "", "k"), None)["points"] == 0  # nothing to look at
 
 
 def test_gains_beyond_the_band_are_not_believed(reference):

@@ -108,12 +108,22 @@ def save_adapter(
             model.save_pretrained(scratch, selected_adapters=[name])
             saved = scratch if name == "default" else scratch / name  # peft puts others into a folder of their own
             (scratch / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            sort_names(saved / "adapter_config.json")
             probe["sha256"] = digest(saved / "adapter_model.safetensors")
             (saved / "probe.json").write_text(json.dumps(probe, indent=1) + "\n", encoding="utf-8")
             replace_folder(saved, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def sort_names(path: Path) -> None:
+    """Sort the lists of names in an adapter's configuration: peft writes sets, in an order of each process's own."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            config[key] = sorted(value)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapter(
