@@ -156,7 +156,7 @@ def _read(submission: Submission, paths: list[Path]) -> Submission:
 
 def read_name(path: Path) -> tuple[str, str, int]:
     """`(student, id on the platform or "", number of the copy)` from the name of a folder or file."""
-    stem = unicodedata.normalize("NFC", path.name if path.is_dir() else path.stem)
+    stem = bare_name(path)
     if found := MOODLE.fullmatch(stem):
         return found["name"].strip(), found["id"], 0
     if found := CANVAS.fullmatch(stem):
@@ -168,8 +168,13 @@ def read_name(path: Path) -> tuple[str, str, int]:
 
 def is_late(path: Path) -> bool:
     """Whether Canvas has written into the name that this came late."""
-    found = CANVAS.fullmatch(unicodedata.normalize("NFC", path.name if path.is_dir() else path.stem))
+    found = CANVAS.fullmatch(bare_name(path))
     return bool(found and found["late"])
+
+
+def bare_name(path: Path) -> str:
+    """The name of a folder, or of a file without its ending, its letters composed in one way (NFC)."""
+    return unicodedata.normalize("NFC", path.name if path.is_dir() else path.stem)
 
 
 def file_key(name: str, identity: str) -> str:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from utils.adapters import METHODS
 from utils.metrics import table
 from utils.style import BLUE, GREY, ORANGE, STYLES, apply_style
 
@@ -25,7 +26,6 @@ SERIES = {  # of the growth: the axis, what stays the same
 }
 # From 0 and linear: on a log axis the noise would look like growth.
 HARDLY_GROWS = {("length", "speed"), ("length", "memory"), ("batch", "speed"), ("residents", "speed")}
-LABELS = {"ia3": "(IA)³", "full": "full fine-tuning"}
 
 
 def all_rows(record: Mapping) -> list[Row]:
@@ -135,7 +135,7 @@ def draw_training(speed: Axes, memory: Axes, points: Sequence[Mapping]) -> None:
             (speed, [point["tokens_per_second"] for point in here]),
             (memory, [point["peak_bytes"] / 2**20 for point in here]),
         ):
-            ax.plot([p["x"] for p in here], values, color=colour, marker=marker, linestyle=style, label=LABELS[method])
+            ax.plot([p["x"] for p in here], values, color=colour, marker=marker, linestyle=style, label=METHODS[method])
 
 
 def draw_residents(speed: Axes, memory: Axes, points: Sequence[Mapping]) -> None:
