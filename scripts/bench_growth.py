@@ -15,12 +15,13 @@ from bench_rows import NOT_MEASURED, Row, Sizes, make_model, own_process, row, s
 from bench_use import ADAPTERS, endless, prompts, random_factors
 from transformers import GPT2LMHeadModel
 
-from utils.adapters import METHODS, attach, ia3_config
+from utils.adapters import METHODS, attach
 from utils.config import PROFILES
 from utils.cost import training_cost
 from utils.generation import generate
 from utils.gpu import estimate_memory, pick_device
 from utils.mixed import mixed_adapters
+from utils.places import ia3_config
 from utils.timing import interleave, seconds
 
 Point = dict[str, object]

@@ -44,10 +44,12 @@ from utils.config import ASSETS, PROFILES, artifacts_dir, describe, load_profile
 from utils.cost import cost_rows, latency_cost, training_cost  # noqa: E402
 from utils.data import PROMPTS, balanced_blocks  # noqa: E402
 from utils.gpu import pick_device  # noqa: E402
+from utils.history import DivergedError  # noqa: E402
 from utils.judges import judge_names  # noqa: E402
-from utils.runs import Estimate, RunError, RunRecord, environment, read_json, write_json  # noqa: E402
+from utils.metrics import Estimate  # noqa: E402
+from utils.runs import RunError, RunRecord, environment, read_json, write_json  # noqa: E402
 from utils.steering import contrast, dial, dial_header, strength_sweep  # noqa: E402
-from utils.training import RUNNING, DivergedError  # noqa: E402
+from utils.training import RUNNING  # noqa: E402
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of the sweep, half a decade apart
 SWEEP_SEED = 0

@@ -36,7 +36,8 @@ from utils.lab_runs import (  # noqa: E402
     methods_of,
     train_lab,
 )
-from utils.recipes import RECIPES, Recipe, describe_recipe, setup_lab  # noqa: E402
+from utils.recipe import Recipe  # noqa: E402
+from utils.recipes import RECIPES, describe_recipe, setup_lab  # noqa: E402
 from utils.runs import RunRecord  # noqa: E402
 
 METHODS = ("ia3", "head", "full", "base")  # compared unless others are asked for

@@ -28,8 +28,8 @@ from readme_labs import labs_part  # noqa: E402
 from scale_tables import sharding_part, sizes_part, tasks_part  # noqa: E402
 from tables import table  # noqa: E402
 
+from exercises import EXERCISES  # noqa: E402
 from utils.adapters import METHODS  # noqa: E402
-from utils.checks import EXERCISES  # noqa: E402
 from utils.claims import load_claims, tally  # noqa: E402
 from utils.comparison import misfit, summarise  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402

@@ -18,8 +18,8 @@ import torch
 from bench_rows import QUICK, SHAPES, Sizes, make_model, own_process, reached, row, sizes, unmeasured
 from PIL import Image
 
-from utils.config import ROOT
 from utils.runs import read_json, write_json
+from utils.settings import ROOT
 
 TRIAL = Sizes(**QUICK)
 

@@ -17,9 +17,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 from utils.comparison import misfit, paired_difference, summarise
-from utils.config import ASSETS, PROFILES, ROOT
+from utils.config import ASSETS, PROFILES
 from utils.metrics import Estimate
 from utils.runs import RunError, RunRecord, load_runs, read_json
+from utils.settings import ROOT
 
 HOLDS, CONDITION, FAILS, UNTESTED = VERDICTS = (
     "holds", "holds with a condition", "does not hold", "cannot be tested here",

@@ -15,14 +15,17 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from utils.adapters import MERGEABLE, attach, count_parameters, load_base, merge
+from utils.adapters import MERGEABLE, attach, load_base, merge
 from utils.comparison import Bench
 from utils.config import ASSETS, PROFILES, Profile
+from utils.counts import count_parameters
 from utils.generation import latency
-from utils.gpu import PeakMemory, saved_for_backward
+from utils.gpu import PeakMemory
+from utils.memory import saved_for_backward
 from utils.runs import read_json
+from utils.step_times import idle_optimizer, step_ratios, step_seconds
 from utils.timing import seconds
-from utils.training import idle_optimizer, step_ratios, step_seconds, trainable_bytes
+from utils.training import trainable_bytes
 
 Row = dict[str, str | float | int | None]
 
