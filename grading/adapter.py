@@ -222,7 +222,7 @@ class Meter:
     """Measures adapters of one profile with the course's own `utils`: the base, reviews and judges are loaded once."""
 
     def __init__(self, profile: str = "mini") -> None:
-        from utils.comparison import Bench
+        from study.comparison import Bench
         from utils.config import load_profile, quiet
         from utils.data import PROMPTS
         from utils.evaluation import held_out_loss, positivity

@@ -23,9 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from compare import SEEDS, SWEEP_SEED, expected, make_one, sweep_method  # noqa: E402
-
-from utils.comparison import chosen_rates, stranger  # noqa: E402
+from study.comparison import chosen_rates, stranger  # noqa: E402
+from study.records import SEEDS, SWEEP_SEED, expected, make_one, sweep_method  # noqa: E402
 from utils.config import ASSETS  # noqa: E402
 from utils.lab_runs import (  # noqa: E402
     METHOD_NAMES,

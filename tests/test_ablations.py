@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 
-from utils.ablations import (
+from study.ablations import (
     ABLATIONS,
     Ablation,
     build,

@@ -25,7 +25,8 @@ from replay import EXTENSIONS, NOTEBOOKS, ROOT
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from utils import plots, style
+from utils import plots
+from utils import plots as style
 from utils.adapters import METHODS
 from utils.metrics import Estimate
 from utils.runs import RunRecord

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from utils import comparison
+from study import comparison
+from study.comparison import comparison_runs, measure_run, paired_difference, study_runs, summarise, usable_runs
 from utils.adapters import METHODS
-from utils.comparison import comparison_runs, measure_run, paired_difference, study_runs, summarise, usable_runs
 from utils.config import PROFILES
 from utils.gpu import GpuError
 from utils.metrics import Estimate

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from utils.comparison_plots import cost_bars, few_shot_curves, interval_rows, rate_curves
+from study.plots import cost_bars, few_shot_curves, interval_rows, rate_curves
 from utils.metrics import Estimate
 
 

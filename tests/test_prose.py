@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from transformers import GPT2Config
 
-from utils.claims import load_claims
+from study.claims import load_claims
 from utils.counts import predict_ia3_count, predict_lora_count
 from utils.settings import ROOT
 

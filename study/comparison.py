@@ -1,6 +1,6 @@
 """Runs of several methods that may be compared: made in one way, loaded with a check, averaged over seeds.
 
-For: `measure_run` (train one method, then measure it: the same for `scripts/compare.py` and for 04 where no reference
+For: `measure_run` (train one method, then measure it: the same for `python -m study` and for 04 where no reference
 run fits), `comparison_runs`, which hands 04 its records and says whose they are, `summarise`. Not for: training
 itself (`training.py`), a metric (`evaluation.py`), a file (`runs.py`), a figure (`plots.py`).
 """

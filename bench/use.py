@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench_rows import Row, Sizes, make_model, row, tokenizer
 from peft import PeftModel
 from transformers import GPT2LMHeadModel
 
+from bench.rows import Row, Sizes, make_model, row, tokenizer
 from utils.adapters import AdapterLibrary, attach, ia3_parameters, merge
 from utils.config import PROFILES
 from utils.data import PROMPTS

@@ -17,8 +17,8 @@ from datasets import Dataset
 from peft import IA3Config, TaskType, inject_adapter_in_model
 from torch import Tensor, nn
 
+from study.comparison import Bench, measure_model, summarise
 from utils.adapters import attach, ia3_parameters, load_base, lora_config
-from utils.comparison import Bench, measure_model, summarise
 from utils.counts import inner_size, is_adapter, predict_ia3_count
 from utils.metrics import Estimate
 from utils.places import ia3_config
