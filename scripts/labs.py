@@ -23,9 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from compare import SEEDS, SWEEP_SEED, expected, make_one, sweep_method  # noqa: E402
-
-from utils.comparison import chosen_rates, stranger  # noqa: E402
+from study.comparison import chosen_rates, stranger  # noqa: E402
+from study.records import SEEDS, SWEEP_SEED, expected, make_one, sweep_method  # noqa: E402
 from utils.config import ASSETS  # noqa: E402
 from utils.lab_runs import (  # noqa: E402
     METHOD_NAMES,
@@ -36,7 +35,8 @@ from utils.lab_runs import (  # noqa: E402
     methods_of,
     train_lab,
 )
-from utils.recipes import RECIPES, Recipe, describe_recipe, setup_lab  # noqa: E402
+from utils.recipe import Recipe  # noqa: E402
+from utils.recipes import RECIPES, describe_recipe, setup_lab  # noqa: E402
 from utils.runs import RunRecord  # noqa: E402
 
 METHODS = ("ia3", "head", "full", "base")  # compared unless others are asked for

@@ -14,9 +14,9 @@ from datasets import Dataset, DatasetDict
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from utils import ablations, comparison, cost
+from study import ablations, comparison, cost
+from study.comparison import Bench
 from utils.adapters import load_base
-from utils.comparison import Bench
 from utils.config import PROFILES
 from utils.data import read_packaged_reviews, split_reviews
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.recipes import DATA_FOLDERS, RECIPES, Recipe, with_data
+from utils.recipe import Recipe
+from utils.recipes import DATA_FOLDERS, RECIPES, with_data
 from utils.settings import ROOT
 from utils.standins import build_model
 

@@ -1,4 +1,4 @@
-"""scripts/bench.py in tiny sizes: every part runs, is kept at once, taken up again, and never mixed with another's."""
+"""`python -m bench` in tiny sizes: every part runs, is kept at once, taken up again, and never mixed with another's."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import json
 import os
 from dataclasses import replace
 
-import bench
-import bench_training
-import bench_use
 import pytest
 import torch
-from bench_cuda import profile_rows
-from bench_growth import memory_rows
-from bench_rows import QUICK, SHAPES, Sizes, make_model, own_process, reached, row, shape_config, sizes, unmeasured
-from bench_training import training_rows
-from bench_use import (
+from PIL import Image
+from readme_numbers import bench_part
+from transformers import GPT2LMHeadModel
+
+import bench.__main__ as bench_main
+import bench.growth as bench_growth
+import bench.training as bench_training
+import bench.use as bench_use
+from bench.cuda import profile_rows
+from bench.growth import memory_rows
+from bench.rows import QUICK, SHAPES, Sizes, make_model, own_process, reached, row, shape_config, sizes, unmeasured
+from bench.training import training_rows
+from bench.use import (
     AGAINST,
     course_imports,
     endless,
@@ -29,12 +34,9 @@ from bench_use import (
     prompts,
     switching_rows,
 )
-from PIL import Image
-from readme_numbers import bench_part
-from transformers import GPT2LMHeadModel
-
-from utils.config import PROFILES, ROOT
+from utils.config import PROFILES
 from utils.runs import read_json, write_json
+from utils.settings import ROOT
 
 TRIAL = Sizes(**QUICK)
 
@@ -45,9 +47,9 @@ def on_a_cpu(monkeypatch, tmp_path):
     monkeypatch.setenv("LAB_DEVICE", "cpu")
     monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
     small = replace(PROFILES["mini"], batch_size=2, block_length=16)
-    monkeypatch.setitem(PROFILES, "mini", small)
+    monkeypatch.setattr(bench_growth, "PROFILES", {"mini": small})
     monkeypatch.setitem(bench_training.PROFILE_OF, "tiny", small)
-    monkeypatch.setattr(bench, "KEPT", tmp_path / "assets" / "runs" / "bench.json")
+    monkeypatch.setattr(bench_main, "KEPT", tmp_path / "assets" / "runs" / "bench.json")
 
 
 PARTS = (training_rows, generating_rows, latency_rows, switching_rows, mixed_rows, memory_rows, profile_rows)
@@ -103,11 +105,11 @@ def test_opening_is_timed_in_fresh_processes(monkeypatch):
 
 
 def test_a_busy_machine_is_measured_by_processor_time(stand_ins, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench.os, "environ", dict(os.environ))
+    monkeypatch.setattr(bench_main.os, "environ", dict(os.environ))
     before = torch.get_num_threads()
     try:
         run(tmp_path, "--one-thread")
-        assert torch.get_num_threads() == 1 and bench.os.environ["OMP_NUM_THREADS"] == "1"
+        assert torch.get_num_threads() == 1 and bench_main.os.environ["OMP_NUM_THREADS"] == "1"
     finally:
         torch.set_num_threads(before)
     record = read_json(tmp_path / "bench.json")
@@ -161,13 +163,13 @@ class Parts:
 def stand_ins(monkeypatch) -> Parts:
     """Three parts in the place of the real ones."""
     made = Parts()
-    monkeypatch.setattr(bench, "parts", lambda _: {n: made.make(n) for n in ("first", "second", "cuda-third")})
-    monkeypatch.setattr(bench, "growth", lambda _: {}, raising=False)
+    monkeypatch.setattr(bench_main, "parts", lambda _: {n: made.make(n) for n in ("first", "second", "cuda-third")})
+    monkeypatch.setattr(bench_main, "growth", lambda _: {}, raising=False)
     return made
 
 
 def run(folder, *options: str) -> int:
-    return bench.main(["--quick", "--folder", str(folder), *options])
+    return bench_main.main(["--quick", "--folder", str(folder), *options])
 
 
 def test_an_interrupted_run_goes_on_and_what_failed_is_tried_again(stand_ins, tmp_path, capsys):
@@ -205,23 +207,23 @@ def test_figures_carry_their_alt_text(stand_ins, tmp_path):
 def test_only_a_whole_run_is_kept(stand_ins, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="tiny sizes"):
         run(tmp_path, "--keep")
-    monkeypatch.setattr(bench, "sizes", lambda _: TRIAL)
+    monkeypatch.setattr(bench_main, "sizes", lambda _: TRIAL)
     whole = ["--folder", str(tmp_path / "whole"), "--keep"]
     stand_ins.broken = True
     with pytest.raises(SystemExit, match="failed: second"):
-        bench.main(whole)
+        bench_main.main(whole)
     stand_ins.broken = False
-    write_json(bench.KEPT, {"cuda": {"rows": {}}})
-    assert bench.main(whole) == 0
-    kept = read_json(bench.KEPT)
+    write_json(bench_main.KEPT, {"cuda": {"rows": {}}})
+    assert bench_main.main(whole) == 0
+    kept = read_json(bench_main.KEPT)
     assert kept["cuda"] == {"rows": {}} and kept["cpu"]["rows"]["first"][0]["ratio"] == 1.75
 
 
 def test_readme_quotes_what_was_kept(stand_ins, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "sizes", lambda _: TRIAL)
-    bench.main(["--folder", str(tmp_path / "whole"), "--keep"])
-    monkeypatch.setattr(bench, "parts", lambda _: {"later": None, "first": None})
-    bench.keep(read_json(tmp_path / "whole" / "bench.json"), TRIAL)
+    monkeypatch.setattr(bench_main, "sizes", lambda _: TRIAL)
+    bench_main.main(["--folder", str(tmp_path / "whole"), "--keep"])
+    monkeypatch.setattr(bench_main, "parts", lambda _: {"later": None, "first": None})
+    bench_main.keep(read_json(tmp_path / "whole" / "bench.json"), TRIAL)
     text = bench_part(tmp_path / "assets")
     assert "| later |  | not measured: not run yet |" in text
     assert "| the first thing | another | 1.75 (1.5 to 2) | 1.5 or more: reached |" in text
@@ -230,7 +232,7 @@ def test_readme_quotes_what_was_kept(stand_ins, tmp_path, monkeypatch):
 
 
 def test_the_real_parts_have_names_of_their_own():
-    names = list(bench.parts(TRIAL))
+    names = list(bench_main.parts(TRIAL))
     assert len(set(names)) == len(names) and {"opening", "training-tiny", "cuda-profile"} <= set(names)
-    (line,) = bench.parts(TRIAL)["cuda-profile"]()
+    (line,) = bench_main.parts(TRIAL)["cuda-profile"]()
     assert line["reason"] == "not measured: no CUDA here"

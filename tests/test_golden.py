@@ -47,7 +47,7 @@ def test_configurations_keep_their_ids():
 
 
 def test_the_embedded_model_keeps_its_fingerprint(embedded):
-    from utils.adapters import base_fingerprint
+    from utils.storage import base_fingerprint
 
     assert base_fingerprint(embedded()[0]) == FINGERPRINT
 
@@ -68,7 +68,7 @@ def test_the_bootstrap_draws_what_it_drew():
 
 
 def test_methods_and_ablations_keep_their_names_and_their_order():
-    from utils.ablations import ABLATIONS as ablations
+    from study.ablations import ABLATIONS as ablations
     from utils.adapters import METHODS as methods
 
     assert list(methods) == METHODS

@@ -12,8 +12,8 @@ from labs import SHAPES
 from replay import ROOT
 from transformers import BertForSequenceClassification
 
+from study.comparison import chosen_rates
 from utils import lab_runs
-from utils.comparison import chosen_rates
 from utils.config import ASSETS
 from utils.counts import count_parameters
 from utils.lab_runs import LabBench, attach_method, lab_folder, measure_lab, methods_of

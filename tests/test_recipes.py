@@ -12,13 +12,17 @@ from peft import IA3Config, get_peft_model
 from transformers import BertModel
 
 from utils import recipes, training
-from utils.adapters import AdapterError, attach_recipe, base_fingerprint, count_parameters, recipe_config
-from utils.config import PROFILES, ConfigError
-from utils.counts import PREDICTED_BY_TYPE, predict_bert_count
+from utils.adapter_files import AdapterError
+from utils.adapters import attach_recipe
+from utils.config import PROFILES
+from utils.counts import PREDICTED_BY_TYPE, count_parameters, predict_bert_count
 from utils.encoding import make_collator
+from utils.places import recipe_config
 from utils.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
 from utils.runs import RunRecord
+from utils.settings import ConfigError
 from utils.standins import build_model, model_config
+from utils.storage import base_fingerprint
 
 LABS = tuple(RECIPES)
 ALL = [recipe for sizes in RECIPES.values() for recipe in sizes.values()]

@@ -15,7 +15,8 @@ from labs import tiny, tiny_model
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, AutoPeftModelForSequenceClassification
 
 from utils import standins, training
-from utils.adapters import AdapterError, attach_recipe, base_fingerprint, load_adapter, merge, save_adapter
+from utils.adapter_files import AdapterError
+from utils.adapters import attach_recipe, merge
 from utils.checks import read_pins
 from utils.encoding import encode, make_collator
 from utils.hub import HubError
@@ -24,6 +25,7 @@ from utils.onnx_weights import read_weights
 from utils.recipes import RECIPES
 from utils.settings import ROOT
 from utils.standins import WHEELS, StandInError, Wheel, load_model, wheel_folder
+from utils.storage import base_fingerprint, load_adapter, save_adapter
 from utils.tasks import STS, load_task
 
 LABS = tuple(RECIPES)

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from utils.config import Profile
 from utils.model_files import MODEL_FILES, data_faults, model_faults
-from utils.recipes import DATA_FOLDERS, Recipe
+from utils.recipe import Recipe
+from utils.recipes import DATA_FOLDERS
 from utils.settings import short
 
 ANSWER_SECONDS = 5.0  # for the Hub's first answer, name resolution included

@@ -1,6 +1,6 @@
 """Measure what the source documents claim, as far as it takes no training, and write `assets/runs/audit.json`.
 
-    python scripts/audit.py
+    python -m study.audit
 
 Counts come from full-size models on PyTorch's meta device (shapes without data), behaviour from a small random GPT-2:
 no network, no GPU, under two minutes. `assets/claims.json` names the values; `tests/test_claims.py` measures them
@@ -9,11 +9,9 @@ again. Not for: students.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
@@ -33,22 +31,18 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from utils.adapters import attach, count_parameters, merge, scaling_vectors, set_scaling_vectors  # noqa: E402
-from utils.config import ASSETS, quiet  # noqa: E402
-from utils.gpu import estimate_memory  # noqa: E402
-from utils.memory import saved_for_backward  # noqa: E402
-from utils.runs import environment, write_json  # noqa: E402
+from utils.adapters import attach, merge, scaling_vectors, set_scaling_vectors
+from utils.config import ASSETS, quiet
+from utils.counts import count_parameters
+from utils.gpu import estimate_memory
+from utils.memory import saved_for_backward
+from utils.runs import environment, write_json
 
 Values = dict[str, bool | int | float | str | list[int]]
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------
-
-
 def on_meta(build: Callable, config: PretrainedConfig) -> torch.nn.Module:
     """A model of this shape without data."""
     with torch.device("meta"):
@@ -108,8 +102,6 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 # --- counts -------------------------------------------------------------------------------------------------------
-
-
 def gpt2_ia3() -> Values:
     """The lab sheet's configuration on GPT-2: what it trains, and the mistake that gives the sheet's number."""
     sheet = {"task_type": "CAUSAL_LM", "target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True}
@@ -191,8 +183,6 @@ def bert() -> Values:
 
 
 # --- behaviour ----------------------------------------------------------------------------------------------------
-
-
 def task_type() -> Values:
     """Whether peft takes the BERT document's task type, and what it raises."""
     try:
@@ -254,8 +244,6 @@ def silent_channel() -> Values:
 
 
 # --- cost ---------------------------------------------------------------------------------------------------------
-
-
 class Operations(TorchDispatchMode):
     """Counts the operations that reach PyTorch's dispatcher inside the `with` block."""
 

@@ -1,6 +1,6 @@
 """Runs of several methods that may be compared: made in one way, loaded with a check, averaged over seeds.
 
-For: `measure_run` (train one method, then measure it: the same for `scripts/compare.py` and for 04 where no reference
+For: `measure_run` (train one method, then measure it: the same for `python -m study` and for 04 where no reference
 run fits), `comparison_runs`, which hands 04 its records and says whose they are, `summarise`. Not for: training
 itself (`training.py`), a metric (`evaluation.py`), a file (`runs.py`), a figure (`plots.py`).
 """
@@ -15,14 +15,18 @@ from statistics import fmean
 
 from datasets import Dataset
 
-from utils.adapters import METHODS, attach, base_fingerprint, count_parameters, load_base, save_adapter
+from utils.adapters import METHODS, attach, load_base
 from utils.config import ASSETS, PROFILES, Profile, artifacts_dir
+from utils.counts import count_parameters
 from utils.data import PROMPTS, load_reviews, review_blocks
-from utils.evaluation import evaluate_samples, held_out_loss, load_judges
+from utils.evaluation import evaluate_samples, held_out_loss
 from utils.generation import generate
 from utils.gpu import estimate_memory, fast_bf16, require_memory
+from utils.judges import load_judges
 from utils.memory import reuse_freed_memory
-from utils.runs import Estimate, RunError, RunRecord, environment, load_runs, mean_interval
+from utils.metrics import Estimate, mean_interval
+from utils.runs import RunError, RunRecord, environment, load_runs
+from utils.storage import base_fingerprint, save_adapter
 from utils.training import train
 
 

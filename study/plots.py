@@ -5,14 +5,17 @@ For: data in, `Axes` out, as in `plots.py`, through which they can be had. Not f
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from utils.adapters import METHODS
-from utils.runs import METRICS, Estimate
-from utils.style import BLACK, BLUE, GREY, STYLES, WHITE, apply_style, new_axes
+from utils.metrics import METRICS, Estimate, pareto_front
+from utils.plots import BLACK, BLUE, GREY, STYLES, WHITE, apply_style, new_axes
+from utils.runs import RunRecord
 
 
 def rate_curves(losses: Mapping[str, Mapping[float, float]], start: float, ax: Axes | None = None) -> Axes:
@@ -123,3 +126,88 @@ def few_shot_curves(
         ax.minorticks_off()
     panels[0].legend(fontsize=10)
     return list(panels)
+
+
+def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axes:
+    """Change of the held-out loss (nats per token) against the step: a bold line per method, a thin one per seed.
+
+    The base's loss is the lowest one at step 0: a method that does not start as the base (prefix tuning) starts far
+    above it. What is far above it is not shown.
+    """
+    ax, methods = new_axes(ax), defaultdict(list)
+    points = [{row["step"]: row["eval_loss"] for row in r.history if "eval_loss" in row} for r in records]
+    base = min((losses[min(losses)] for losses in points if losses), default=0.0)
+    for record, losses in zip(records, points, strict=True):
+        if losses:
+            methods[record.method].append({step: loss - base for step, loss in losses.items()})
+    for method, runs in methods.items():
+        colour, marker, line = STYLES.get(method, (GREY, ".", "-"))
+        steps = sorted(set.intersection(*map(set, runs)))
+        mean = [statistics.fmean(run[step] for run in runs) for step in steps]
+        for run in runs if len(runs) > 1 else ():
+            ax.plot(list(run), list(run.values()), color=colour, linewidth=0.8, alpha=0.3)
+        label = f"{METHODS.get(method, method)}: best {min(mean):+.4f}{_seeds(len(runs))}"
+        ax.plot(steps, mean, color=colour, marker=marker, linestyle=line, label=label)
+    low, high = ax.get_ylim()
+    lowest = min((loss for runs in methods.values() for run in runs for loss in run.values()), default=0)
+    if lowest < 0:
+        ax.set_ylim(1.1 * lowest, min(high, -1.5 * lowest))
+    ax.axhline(0, color=GREY, linewidth=1)
+    ax.set(xlabel="optimiser step", ylabel="held-out loss, minus the base's\n(nats/token)")
+    ax.legend(fontsize=9)
+    return ax
+
+
+def _seeds(count: int) -> str:
+    return f" (mean of {count} seeds)" if count > 1 else ""
+
+
+def cost_vs_quality(
+    rows: Sequence[Mapping[str, object]], cost: str = "trainable", quality: str = "positivity", ax: Axes | None = None
+) -> Axes:
+    """One point a row (`method`, `cost`, `quality`: numbers or Estimates) over a logarithmic cost axis.
+
+    Points on the Pareto front are joined: no other method costs less and is better. The direction of `quality` comes
+    from METRICS. A row that costs nothing (the base) is a dashed level line.
+    """
+    ax, metric = new_axes(ax), METRICS[quality]
+    sign = -1 if metric.better == "lower" else 1
+    paid = [row for row in rows if row[cost]]
+    for row in rows:
+        value, low, high = _interval(row[quality])
+        label, (colour, marker, _) = (
+            METHODS.get(row["method"], row["method"]),
+            STYLES.get(row["method"], STYLES["base"]),
+        )
+        if not row[cost]:
+            ax.axhline(value, color=GREY, linestyle="--", linewidth=1.5)
+            ax.annotate(f"{label}: {value:.{metric.digits}f}", (0.01, value), (0, 4), color=GREY,
+                        xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+            continue
+        ax.errorbar(row[cost], value, [[value - low], [high - value]], color=colour, marker=marker, markersize=9,
+                    capsize=4, linestyle="none", label=label)  # fmt: skip
+    front = pareto_front([(row[cost], sign * _interval(row[quality])[0]) for row in paid])
+    ax.plot([paid[i][cost] for i in front], [_interval(paid[i][quality])[0] for i in front], color=GREY, linewidth=1,
+            zorder=0, label="Pareto front:\nnothing cheaper is better")  # fmt: skip
+    ax.set(
+        xscale="log", xlabel=f"← better: {_axis(cost)}, log scale", ylabel=f"{_axis(quality)}{_BETTER[metric.better]}"
+    )
+    ax.margins(x=0.1, y=0.15)
+    if metric.unit == "share":
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(low, 0), min(high, 1))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10)
+    return ax
+
+
+_BETTER = {"higher": ", better: ↑", "lower": ", better: ↓", None: ""}
+
+
+def _axis(name: str) -> str:
+    metric = METRICS[name]
+    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+
+
+def _interval(value: object) -> tuple[float, float, float]:
+    """Value, low and high of an Estimate; a bare number has no width."""
+    return (value.value, value.low, value.high) if isinstance(value, Estimate) else (float(value),) * 3

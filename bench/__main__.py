@@ -1,10 +1,10 @@
 """Measure the course's speed and memory side by side with what it is compared with; write `build/bench/`.
 
-    python scripts/bench.py                        # what is missing: JSON, one table, figures
-    python scripts/bench.py --only opening mixed   # parts whose name begins so, again
-    python scripts/bench.py --one-thread           # processor time on one thread: for a machine that others use too
-    python scripts/bench.py --keep                 # also assets/runs/bench.json, which README quotes
-    python scripts/bench.py --quick --folder DIR   # a trial of every part in tiny sizes
+    python -m bench                        # what is missing: JSON, one table, figures
+    python -m bench --only opening mixed   # parts whose name begins so, again
+    python -m bench --one-thread           # processor time on one thread: for a machine that others use too
+    python -m bench --keep                 # also assets/runs/bench.json, which README quotes
+    python -m bench --quick --folder DIR   # a trial of every part in tiny sizes
 
 Every line is the median of interleaved rounds, a ratio with its lowest and highest round. Each part is kept as soon as
 it is measured: an interrupted run goes on where it was, on the same machine and versions. Takes about 40 minutes on two
@@ -25,19 +25,16 @@ from pathlib import Path
 import psutil
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import bench_cuda  # noqa: E402
-from bench_growth import growth_points, memory_rows, places, resident_points  # noqa: E402
-from bench_report import not_measured, write_report  # noqa: E402
-from bench_rows import Row, Sizes, own_process, sizes, unmeasured  # noqa: E402
-from bench_training import training_rows  # noqa: E402
-from bench_use import generating_rows, latency_rows, mixed_rows, opening_rows, switching_rows  # noqa: E402
-
-from utils.gpu import pick_device  # noqa: E402
-from utils.runs import environment, read_json, write_json  # noqa: E402
-from utils.timing import PROCESSOR_TIME  # noqa: E402
+from bench import cuda as bench_cuda
+from bench.growth import growth_points, memory_rows, places, resident_points
+from bench.report import not_measured, write_report
+from bench.rows import Row, Sizes, own_process, sizes, unmeasured
+from bench.training import training_rows
+from bench.use import generating_rows, latency_rows, mixed_rows, opening_rows, switching_rows
+from utils.gpu import pick_device
+from utils.runs import environment, read_json, write_json
+from utils.settings import ROOT
+from utils.timing import PROCESSOR_TIME
 
 KEPT = ROOT / "assets" / "runs" / "bench.json"
 CUDA = {  # part: function, what, against what

@@ -10,8 +10,8 @@ import math
 import operator
 from collections.abc import Callable
 
-from utils.answers import Draw, expect, integer, kind, plain, untouched
-from utils.checks import Answer, Wrong
+from exercises import Answer, Wrong
+from exercises.answers import Draw, expect, integer, kind, plain, untouched
 
 MATRICES = {"c_attn": (1, 3), "attn.c_proj": (1, 1), "mlp.c_fc": (1, 4), "mlp.c_proj": (4, 1)}  # (in, out) in widths
 SETTINGS = {"base": ["a1", "b2"], "blocks": [900, 3800], "steps": [200, 400], "bf16": [True, False], "seed": [0, 1]}

@@ -1,4 +1,4 @@
-"""Reading a student's answer, and naming what is wrong with it: for the checks in `exercises_*.py`.
+"""Reading a student's answer, and naming what is wrong with it: for the checks in this package.
 
 An answer can be any object, one that equals everything included. So `plain` and `tensors` first turn it into plain
 Python values or bare tensors, by exact type; only those are compared. Not for: printing, or what is right.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.checks import Wrong
+from exercises import Wrong
 
 NUMBERS = {bool, int, float, np.bool_, np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64}
 Traps = Sequence[tuple[str, object]]  # (cause in words, what that mistake gives, or a function that computes it)

@@ -1,7 +1,7 @@
 """What a method costs beside its parameters: bytes, time of a step, stored activations, latency. One row per method.
 
 For: `cost_rows` (the profile's own model, anywhere) and `training_cost`, `latency_cost` (GPT-2's shape on a GPU), which
-`scripts/compare.py` writes to `cost.json` and `gpu-cost.json`; `reference_costs`, `gpu_costs`, which read them.
+`python -m study` writes to `cost.json` and `gpu-cost.json`; `reference_costs`, `gpu_costs`, which read them.
 Not for: quality. Nothing here trains for more than a few steps at a learning rate of 0.
 """
 
@@ -15,14 +15,17 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from utils.adapters import MERGEABLE, attach, count_parameters, load_base, merge
-from utils.comparison import Bench
+from study.comparison import Bench
+from utils.adapters import MERGEABLE, attach, load_base, merge
 from utils.config import ASSETS, PROFILES, Profile
+from utils.counts import count_parameters
 from utils.generation import latency
-from utils.gpu import PeakMemory, saved_for_backward
+from utils.gpu import PeakMemory
+from utils.memory import saved_for_backward
 from utils.runs import read_json
+from utils.step_times import idle_optimizer, step_ratios, step_seconds
 from utils.timing import seconds
-from utils.training import idle_optimizer, step_ratios, step_seconds, trainable_bytes
+from utils.training import trainable_bytes
 
 Row = dict[str, str | float | int | None]
 
@@ -65,7 +68,7 @@ def reference_costs(profile: Profile, assets: Path = ASSETS) -> tuple[dict[str, 
 
 
 def gpu_costs(assets: Path = ASSETS) -> dict:
-    """What `scripts/compare.py --gpu-cost` wrote; empty where it was never run on a GPU."""
+    """What `python -m study --gpu-cost` wrote; empty where it was never run on a GPU."""
     return read_json(assets / "runs" / "gpu-cost.json")
 
 

@@ -1,4 +1,4 @@
-"""The checks of 02's exercises about models: 2.1, 2.2 and 2.6. The others, and `CHECKS`, are in `exercises_train.py`.
+"""The checks of 02's exercises about models: 2.1, 2.2 and 2.6. The others, and `CHECKS`, are in `train.py`.
 
 Models are GPT-2s of two narrow layers, made here; nothing is loaded. Not for: the exercises' texts and model answers,
 which stand in the notebook.
@@ -15,9 +15,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from exercises import Answer, Wrong
+from exercises.answers import Draw, expect, kind, plain
 from utils.adapters import attach, scaling_vectors, set_scaling_vectors
-from utils.answers import Draw, expect, kind, plain
-from utils.checks import Answer, Wrong
 
 LAYERS, WIDTH = 12, 768  # of GPT-2, in whose counts the mistakes of 2.1 are known
 PLACES = {  # part of (IA)³ -> {module: whether its input is scaled, and not its output}

@@ -25,7 +25,6 @@ from utils.timing import Spread, ratios
 Row = dict[str, object]
 MINI = PROFILES["mini"]
 NOT_MEASURED = "not measured"
-
 # (layers, width, heads, vocabulary): the embedded model's relatives, then GPT-2's four sizes (Radford et al. 2019)
 SHAPES = {
     "tiny": (2, 32, 2, 8192),

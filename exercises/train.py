@@ -1,6 +1,6 @@
 """The checks of notebook 02's exercises: `CHECKS[number](answer, seed)` returns, or raises `Wrong` or `NotYet`.
 
-Those about models are made in `exercises_models.py`; nothing but the files of 2.9 is loaded. Reached through
+Those about models are made in `train_models.py`; nothing but the files of 2.9 is loaded. Reached through
 `checks.check()`. Not for: the exercises' texts and model answers, which stand in the notebook.
 """
 
@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from utils.answers import Draw, expect, number, plain, tensors, untouched
-from utils.checks import Answer, NotYet, Wrong
-from utils.exercises_models import check_config, check_identity, check_overfit
+from exercises import Answer, NotYet, Wrong
+from exercises.answers import Draw, expect, number, plain, tensors, untouched
+from exercises.train_models import check_config, check_identity, check_overfit
+from utils.adapter_files import AdapterError, check_tensors, read_probe
 from utils.runs import RunError, RunRecord
-from utils.storage import AdapterError, check_tensors, read_probe
 
 LEAST_MOVED = 1e-3  # a factor that training has moved is farther from 1 than this
 MOST_SAID = 110  # characters of another module's message

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from utils.answers import Draw, expect, kind, number, plain, tensors, untouched
-from utils.checks import Answer, Wrong
+from exercises import Answer, Wrong
+from exercises.answers import Draw, expect, kind, number, plain, tensors, untouched
 
 WORDS = ("a", "good", "film", "Good", "and", "bad", "The", "the", "story", "film,", "good!")
 

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from utils.answers import Draw, expect, integer, number, tensors, untouched
-from utils.checks import Answer
+from exercises import Answer
+from exercises.answers import Draw, expect, integer, number, tensors, untouched
 
 
 def gpt2_size(vocabulary: int, context: int, width: int, layers: int) -> int:

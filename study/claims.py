@@ -1,7 +1,7 @@
 """The documents' claims, each held against a number of ours: what they say, what we find, and the verdict.
 
 For: reading `assets/claims.json`, finding our number in its record, the table of 04, and recomputing whether that
-number agrees with the verdict in the file. Not for: measuring (`scripts/audit.py` and `scripts/compare.py` write the
+number agrees with the verdict in the file. Not for: measuring (`python -m study.audit` and `python -m study` write the
 records). What has no record reads "not measured"; no number of ours is typed by hand.
 """
 
@@ -16,17 +16,17 @@ from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 
-from utils.comparison import misfit, paired_difference, summarise
-from utils.config import ASSETS, PROFILES, ROOT
+from study.comparison import misfit, paired_difference, summarise
+from utils.config import ASSETS, PROFILES
 from utils.metrics import Estimate
 from utils.runs import RunError, RunRecord, load_runs, read_json
+from utils.settings import ROOT
 
 HOLDS, CONDITION, FAILS, UNTESTED = VERDICTS = (
     "holds", "holds with a condition", "does not hold", "cannot be tested here",
 )  # fmt: skip
 NOT_MEASURED = "not measured"
 COLUMNS = {"claim": 46, "the document says": 24, "we find": 30, "verdict": 14}
-
 Value = bool | int | float | str | list | Estimate
 
 
@@ -82,8 +82,6 @@ def _refuse_nonsense(entry: Mapping, wanted: set[str], documents: Mapping) -> No
 
 
 # --- our number ---------------------------------------------------------------------------------------------------
-
-
 def resolve(claim: Claim, assets: Path = ASSETS) -> Value | None:
     """Our number for the claim, from its record; None where there is no record of it."""
     return find(claim.evidence, assets)
@@ -95,7 +93,7 @@ def find(evidence: Mapping, assets: Path = ASSETS) -> Value | None:
 
 
 def _from_audit(evidence: Mapping, assets: Path) -> Value | None:
-    """A value that `scripts/audit.py` wrote."""
+    """A value that `python -m study.audit` wrote."""
     return read_json(assets / "runs" / "audit.json").get("values", {}).get(evidence["key"])
 
 
@@ -135,7 +133,7 @@ def _runs_of_today(assets: Path) -> list[RunRecord]:
         return []
     found = [run for run in found if run.task == "positive" and not misfit(run, profile, run.config.get("base"))]
     if len({run.config.get("base") for run in found}) > 1:
-        raise RunError("run records of several base models: make them anew with scripts/compare.py")
+        raise RunError("run records of several base models: make them anew with python -m study")
     return found
 
 
@@ -154,10 +152,7 @@ def _from_paper(evidence: Mapping, _assets: Path) -> float:
 READERS = {
     "audit": _from_audit, "cost": _from_cost, "runs": _from_runs, "test": _from_test, "published": _from_paper,
 }  # fmt: skip
-
-
 # --- does it agree? -----------------------------------------------------------------------------------------------
-
 CHECKS = {  # the interval in which our number must lie for the claim to be right, from what is claimed
     "equals": lambda claimed, _: (claimed, claimed),
     "within": lambda claimed, tolerance: (claimed - tolerance, claimed + tolerance),
@@ -193,8 +188,6 @@ def verdict_is_consistent(claim: Claim, assets: Path = ASSETS) -> bool | None:
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
-
-
 def show(value: Value | None, unit: str = "") -> str:
     """A value as text: integers with separators, other numbers with three significant digits, then the unit."""
     if value is None:

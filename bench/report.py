@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from bench_rows import NOT_MEASURED, Row, reached
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from bench.rows import NOT_MEASURED, Row, reached
 from utils.adapters import METHODS
 from utils.metrics import table
-from utils.style import BLUE, GREY, ORANGE, STYLES, apply_style
+from utils.plots import BLUE, GREY, ORANGE, STYLES, apply_style
 
 SERIES = {  # of the growth: the axis, what stays the same
     "size": "parameters of the model",

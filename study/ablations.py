@@ -17,11 +17,13 @@ from datasets import Dataset
 from peft import IA3Config, TaskType, inject_adapter_in_model
 from torch import Tensor, nn
 
-from utils.adapters import attach, ia3_config, ia3_parameters, load_base, lora_config
-from utils.comparison import Bench, measure_model, summarise
+from study.comparison import Bench, measure_model, summarise
+from utils.adapters import attach, ia3_parameters, load_base, lora_config
 from utils.counts import inner_size, is_adapter, predict_ia3_count
+from utils.metrics import Estimate
+from utils.places import ia3_config
 from utils.rivals import hold, share_factors
-from utils.runs import Estimate, RunRecord
+from utils.runs import RunRecord
 
 MIX_RANK = 4
 FEW = (8, 32, 128, 512)

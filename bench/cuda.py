@@ -10,20 +10,19 @@ import contextlib
 from functools import partial
 
 import torch
-from bench_rows import Row, Sizes, make_model, positive_reviews, row, tokenizer
-from bench_training import PROFILE_OF, course_rate, product_rate
-from bench_use import endless, prompts
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
+from bench.rows import Row, Sizes, make_model, positive_reviews, row, tokenizer
+from bench.training import PROFILE_OF, course_rate, product_rate, training_flops
+from bench.use import endless, prompts
 from utils.adapters import attach
-from utils.flops import training_flops
 from utils.generation import _left_pad, evaluation_mode
 from utils.gpu import autocast, pick_device
+from utils.step_times import idle_optimizer
 from utils.timing import interleave, seconds
-from utils.training import idle_optimizer
 
 AIM_SECONDS = 60.0  # of training, for the gpt2 profile on one H200
 LONGEST = 512  # tokens of a review in the comparison of padded and flattened batches
