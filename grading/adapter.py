@@ -248,7 +248,7 @@ class Meter:
         import torch
 
         from utils.adapters import attach, load_base, set_scaling_vectors
-        from utils.evaluation import EvaluationError
+        from utils.judges import EvaluationError
 
         model = attach(load_base(self.bench.profile)[0], "ia3")
         set_scaling_vectors(model, {_key(name): torch.from_numpy(v.copy()).flatten() for name, v in tensors.items()})

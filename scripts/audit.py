@@ -36,8 +36,9 @@ from transformers import (
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.adapters import attach, count_parameters, merge, scaling_vectors, set_scaling_vectors  # noqa: E402
+from utils.adapters import attach, merge, scaling_vectors, set_scaling_vectors  # noqa: E402
 from utils.config import ASSETS, quiet  # noqa: E402
+from utils.counts import count_parameters  # noqa: E402
 from utils.gpu import estimate_memory  # noqa: E402
 from utils.memory import saved_for_backward  # noqa: E402
 from utils.runs import environment, write_json  # noqa: E402

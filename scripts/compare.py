@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.ablations import ABLATIONS, measure_ablation  # noqa: E402
-from utils.adapters import METHODS, AdapterLibrary, load_base, scaling_vectors  # noqa: E402
+from utils.adapters import METHODS, load_base, scaling_vectors  # noqa: E402
 from utils.comparison import (  # noqa: E402
     Bench,
     chosen_rates,
@@ -45,7 +45,9 @@ from utils.cost import cost_rows, latency_cost, training_cost  # noqa: E402
 from utils.data import PROMPTS, balanced_blocks  # noqa: E402
 from utils.gpu import pick_device  # noqa: E402
 from utils.judges import judge_names  # noqa: E402
-from utils.runs import Estimate, RunError, RunRecord, environment, read_json, write_json  # noqa: E402
+from utils.metrics import Estimate  # noqa: E402
+from utils.runs import RunError, RunRecord, environment, read_json, write_json  # noqa: E402
+from utils.saving import AdapterLibrary  # noqa: E402
 from utils.steering import contrast, dial, dial_header, strength_sweep  # noqa: E402
 from utils.training import RUNNING, DivergedError  # noqa: E402
 

@@ -36,9 +36,10 @@ from datasets import Dataset, DatasetDict  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: E402
 
 from utils import ablations, comparison, cost  # noqa: E402
-from utils.adapters import attach, save_adapter  # noqa: E402
+from utils.adapters import attach  # noqa: E402
 from utils.config import PROFILES, quiet  # noqa: E402
 from utils.data import to_blocks  # noqa: E402
+from utils.saving import save_adapter  # noqa: E402
 from utils.training import train  # noqa: E402
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.link", "os.symlink", "os.truncate"}

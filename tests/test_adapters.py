@@ -10,9 +10,11 @@ from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from utils import adapter_files, adapters, steering, storage
-from utils.adapters import AdapterError, AdapterLibrary, attach
+from utils import adapters, counts, saving, steering
+from utils.adapters import AdapterError, attach
 from utils.config import PROFILES
+from utils.generation import generate
+from utils.saving import AdapterLibrary
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
 
@@ -39,7 +41,7 @@ def trained(tiny_model):
 
 @pytest.fixture
 def saved(trained, tokenizer, tmp_path):
-    return adapters.save_adapter(trained, tokenizer, tmp_path / "adapter")
+    return saving.save_adapter(trained, tokenizer, tmp_path / "adapter")
 
 
 # --- counts ---------------------------------------------------------------------------------------------------
@@ -52,12 +54,12 @@ def meta_gpt2() -> GPT2LMHeadModel:
 
 def test_gpt2_counts_on_the_meta_device():
     model = meta_gpt2()
-    plain = adapters.count_parameters(model)
-    assert plain.total == 124_439_808 == sum(adapters.predict_gpt2_groups(model.config).values())
-    assert plain.groups == adapters.predict_gpt2_groups(model.config)
-    counted = adapters.count_parameters(attach(model, "ia3"))
+    plain = counts.count_parameters(model)
+    assert plain.total == 124_439_808 == sum(counts.predict_gpt2_groups(model.config).values())
+    assert plain.groups == counts.predict_gpt2_groups(model.config)
+    counted = counts.count_parameters(attach(model, "ia3"))
     assert (counted.trainable, counted.total) == (64_512, 124_504_320)
-    assert counted.trainable == adapters.predict_ia3_count(GPT2Config()) == counted.groups["adapter"]
+    assert counted.trainable == counts.predict_ia3_count(GPT2Config()) == counted.groups["adapter"]
     assert counted.percent == pytest.approx(0.0518, abs=5e-5)
 
 
@@ -75,7 +77,7 @@ def test_counts_of_the_classic_mistakes(targets, feedforward, count):
     config = IA3Config(
         task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward, fan_in_fan_out=True
     )
-    assert adapters.count_parameters(get_peft_model(meta_gpt2(), config)).trainable == count
+    assert counts.count_parameters(get_peft_model(meta_gpt2(), config)).trainable == count
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -87,13 +89,13 @@ def test_closed_forms_for_random_sizes(seed):
     )
     with torch.device("meta"):
         models = [GPT2LMHeadModel(config) for _ in range(3)]
-    assert adapters.count_parameters(models[0]).groups == adapters.predict_gpt2_groups(config)
-    assert adapters.count_parameters(attach(models[1], "ia3")).trainable == adapters.predict_ia3_count(config)
-    assert adapters.count_parameters(attach(models[2], "lora")).trainable == adapters.predict_lora_count(config)
+    assert counts.count_parameters(models[0]).groups == counts.predict_gpt2_groups(config)
+    assert counts.count_parameters(attach(models[1], "ia3")).trainable == counts.predict_ia3_count(config)
+    assert counts.count_parameters(attach(models[2], "lora")).trainable == counts.predict_lora_count(config)
 
 
 def test_lora_count_on_gpt2():
-    assert adapters.predict_lora_count(GPT2Config()) == 294_912
+    assert counts.predict_lora_count(GPT2Config()) == 294_912
 
 
 # --- configuration ----------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def test_merge_is_close_and_leaves_the_base_alone(trained):
     merged = adapters.merge(trained)
     assert torch.allclose(logits(merged), logits(trained), atol=1e-5)
     assert adapters.base_fingerprint(trained) == fingerprint != adapters.base_fingerprint(merged)
-    assert not storage.carries_adapter(merged) and storage.carries_adapter(trained)
+    assert not adapters.carries_adapter(merged) and adapters.carries_adapter(trained)
 
 
 def test_merge_by_hand_columns_bias_and_rows(trained):
@@ -217,47 +219,47 @@ def test_merge_refuses_nan_and_a_plain_model(trained):
 @pytest.mark.parametrize("method", ["ia3", "lora"])
 def test_saved_and_reloaded_is_equal(tiny_model, tokenizer, tmp_path, method):
     model = randomise(attach(tiny_model, method)).eval()
-    adapters.save_adapter(model, tokenizer, tmp_path / "a")
-    reloaded = adapters.load_adapter(make_tiny_model(), tmp_path / "a")
+    saving.save_adapter(model, tokenizer, tmp_path / "a")
+    reloaded = saving.load_adapter(make_tiny_model(), tmp_path / "a")
     assert torch.equal(logits(reloaded), logits(model))
     assert not any(p.requires_grad for p in reloaded.parameters())
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(adapter_files.FILES)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(saving.FILES)
 
 
 def test_reload_to_train_on(saved):
-    model = adapters.load_adapter(make_tiny_model(), saved, trainable=True)
-    assert adapters.count_parameters(model).trainable == adapters.predict_ia3_count(model.config)
+    model = saving.load_adapter(make_tiny_model(), saved, trainable=True)
+    assert counts.count_parameters(model).trainable == counts.predict_ia3_count(model.config)
 
 
 def test_saving_again_replaces_and_leaves_no_rubbish(trained, tokenizer, saved):
     first = (saved / "adapter_model.safetensors").read_bytes()
-    adapters.save_adapter(randomise(trained, seed=1), tokenizer, saved)
+    saving.save_adapter(randomise(trained, seed=1), tokenizer, saved)
     assert (saved / "adapter_model.safetensors").read_bytes() != first
     assert {p.name for p in saved.parent.iterdir()} == {"adapter", ".adapter.lock"}  # the lock stays, empty
 
 
 def test_no_path_of_this_machine_in_a_saved_adapter(trained, tokenizer, tmp_path):
-    folder = adapters.save_adapter(trained, tokenizer, tmp_path / "a")
+    folder = saving.save_adapter(trained, tokenizer, tmp_path / "a")
     assert str(tmp_path) not in "".join(p.read_text(errors="replace") for p in folder.iterdir())
 
 
 def test_another_base_is_refused(saved):
     other = make_tiny_model(seed=7)
     with pytest.raises(AdapterError, match="another base"):
-        adapters.load_adapter(other, saved)
-    assert not storage.carries_adapter(other)
+        saving.load_adapter(other, saved)
+    assert not adapters.carries_adapter(other)
 
 
 def test_a_merged_base_is_refused(trained, saved):
     with pytest.raises(AdapterError, match="apply it twice"):
-        adapters.load_adapter(adapters.merge(trained), saved)
+        saving.load_adapter(adapters.merge(trained), saved)
 
 
 def test_a_base_with_foreign_layers_is_refused(saved):
     base = make_tiny_model()
     attach(base, "ia3")
     with pytest.raises(AdapterError, match="already carries"):
-        adapters.load_adapter(base, saved)
+        saving.load_adapter(base, saved)
 
 
 def test_nan_is_refused(saved):
@@ -266,7 +268,7 @@ def test_nan_is_refused(saved):
     tensors[sorted(tensors)[0]].view(-1)[0] = float("nan")
     save_file(tensors, path)
     with pytest.raises(AdapterError, match="NaN"):
-        adapters.load_adapter(make_tiny_model(), saved)
+        saving.load_adapter(make_tiny_model(), saved)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -8])
@@ -274,18 +276,18 @@ def test_a_truncated_file_is_refused(saved, keep):
     path = saved / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(AdapterError, match="truncated or corrupt"):
-        adapters.load_adapter(make_tiny_model(), saved)
+        saving.load_adapter(make_tiny_model(), saved)
 
 
 def test_missing_adapter_says_which_notebook_to_run(tmp_path):
     with pytest.raises(AdapterError, match=r"run 02-Train\.ipynb"):
-        adapters.load_adapter(make_tiny_model(), tmp_path / "none")
+        saving.load_adapter(make_tiny_model(), tmp_path / "none")
 
 
 def test_a_damaged_probe_is_refused(saved):
     (saved / "probe.json").write_text("{", encoding="utf-8")
     with pytest.raises(AdapterError, match=r"probe\.json is damaged"):
-        adapters.load_adapter(make_tiny_model(), saved)
+        saving.load_adapter(make_tiny_model(), saved)
 
 
 def test_changed_vectors_fail_the_probe_and_leave_a_clean_base(saved):
@@ -294,16 +296,16 @@ def test_changed_vectors_fail_the_probe_and_leave_a_clean_base(saved):
     base = make_tiny_model()
     before = logits(base)
     with pytest.raises(AdapterError, match="logits differ"):
-        adapters.load_adapter(base, saved)
-    assert not storage.carries_adapter(base) and torch.equal(logits(base), before)
+        saving.load_adapter(base, saved)
+    assert not adapters.carries_adapter(base) and torch.equal(logits(base), before)
 
 
 def test_saving_nonsense_is_refused(trained, tokenizer, tmp_path):
     with pytest.raises(AdapterError, match="attach one first"):
-        adapters.save_adapter(make_tiny_model(), tokenizer, tmp_path / "a")
+        saving.save_adapter(make_tiny_model(), tokenizer, tmp_path / "a")
     adapters.ia3_parameters(trained)["0.attention"].data.fill_(float("nan"))
     with pytest.raises(AdapterError, match="not saved"):
-        adapters.save_adapter(trained, tokenizer, tmp_path / "a")
+        saving.save_adapter(trained, tokenizer, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -311,7 +313,7 @@ def test_probe_holds_what_it_promises(saved):
     probe = json.loads((saved / "probe.json").read_text())
     assert probe["base_fingerprint"] == adapters.base_fingerprint(make_tiny_model())
     assert set(probe["versions"]) == {"torch", "transformers", "peft"}
-    assert len(probe["logits"]) == storage.PROBE_LOGITS
+    assert len(probe["logits"]) == saving.PROBE_LOGITS
 
 
 # --- several adapters -------------------------------------------------------------------------------------------
@@ -323,7 +325,7 @@ def two(tokenizer, tmp_path):
     folders, expected = {}, {}
     for seed, task in enumerate(("positive", "negative")):
         model = randomise(attach(make_tiny_model(), "ia3"), seed).eval()
-        folders[task] = adapters.save_adapter(model, tokenizer, tmp_path / task)
+        folders[task] = saving.save_adapter(model, tokenizer, tmp_path / task)
         expected[task] = logits(model)
     return folders, expected
 
@@ -355,7 +357,7 @@ def test_library_removes_down_to_the_plain_base(two, tokenizer):
     with library.use("negative") as model:
         assert torch.equal(logits(model), expected["negative"])
     library.remove("negative")
-    assert library.tasks == [] and not storage.carries_adapter(library.base)
+    assert library.tasks == [] and not adapters.carries_adapter(library.base)
     with library.use(None) as model:
         assert torch.equal(logits(model), logits(make_tiny_model()))
     library.load("again", folders["positive"])
@@ -382,9 +384,9 @@ def test_library_generates_by_task(two, tokenizer):
     library = AdapterLibrary(make_tiny_model(), tokenizer)
     library.load("positive", folders["positive"])
     options = {"new_tokens": 8, "do_sample": False}
-    alone = adapters.generate(library.base, tokenizer, ["I saw"], **options)
+    alone = generate(library.base, tokenizer, ["I saw"], **options)
     assert library.generate("positive", ["I saw"], **options) == alone  # the base carries the active adapter
-    assert library.generate(None, ["I saw"], **options) == adapters.generate(
+    assert library.generate(None, ["I saw"], **options) == generate(
         make_tiny_model(), tokenizer, ["I saw"], **options
     )
 
@@ -425,13 +427,13 @@ def test_a_bad_adapter_leaves_the_library_as_it_was(two, tokenizer):
 
 
 def test_a_name_in_use_is_refused_and_the_adapter_of_that_name_stays(saved, trained, tokenizer, tmp_path):
-    other = adapters.save_adapter(randomise(attach(make_tiny_model(), "ia3"), 7).eval(), tokenizer, tmp_path / "other")
-    model = adapters.load_adapter(make_tiny_model(), saved)
+    other = saving.save_adapter(randomise(attach(make_tiny_model(), "ia3"), 7).eval(), tokenizer, tmp_path / "other")
+    model = saving.load_adapter(make_tiny_model(), saved)
     before = logits(model)
     with pytest.raises(AdapterError, match="named 'default' is loaded already"):
-        adapters.load_adapter(model, other)
+        saving.load_adapter(model, other)
     with pytest.raises(AdapterError, match="cannot name an adapter"):
-        adapters.load_adapter(model, other, name="a.b")
+        saving.load_adapter(model, other, name="a.b")
     assert torch.equal(logits(model), before)
 
 
@@ -457,20 +459,20 @@ def spoil_probe(folder) -> None:
 @pytest.mark.parametrize("beside", [False, True], ids=["on a plain base", "beside another adapter"])
 def test_whatever_is_wrong_is_one_error_and_leaves_the_base_as_it_was(saved, two, spoil, beside):
     base = (
-        adapters.load_adapter(make_tiny_model(), two[0]["positive"], name="positive") if beside else make_tiny_model()
+        saving.load_adapter(make_tiny_model(), two[0]["positive"], name="positive") if beside else make_tiny_model()
     )
     before, flags = logits(base), [p.requires_grad for p in base.parameters()]
     spoil(saved)
     with pytest.raises(AdapterError):
-        adapters.load_adapter(base, saved, name="new")
+        saving.load_adapter(base, saved, name="new")
     assert torch.equal(logits(base), before) and [p.requires_grad for p in base.parameters()] == flags
-    assert beside or not (storage.carries_adapter(base) or hasattr(base, "peft_config"))
+    assert beside or not (adapters.carries_adapter(base) or hasattr(base, "peft_config"))
     assert not beside or list(base.peft_config) == ["positive"]
 
 
 def test_an_untrained_adapter_is_no_merged_base(tokenizer, tmp_path):
-    folder = adapters.save_adapter(attach(make_tiny_model(), "ia3").eval(), tokenizer, tmp_path / "fresh")
-    assert torch.equal(logits(adapters.load_adapter(make_tiny_model(), folder)), logits(make_tiny_model()))
+    folder = saving.save_adapter(attach(make_tiny_model(), "ia3").eval(), tokenizer, tmp_path / "fresh")
+    assert torch.equal(logits(saving.load_adapter(make_tiny_model(), folder)), logits(make_tiny_model()))
 
 
 def test_a_task_inside_the_bare_base_is_the_task_and_nothing_becomes_trainable(two, tokenizer):
@@ -502,18 +504,18 @@ def test_merging_in_place_looks_before_it_leaps(trained):
 
 
 def test_find_adapter_passes_over_what_does_not_fit_and_says_so(trained, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(saving, "ASSETS", tmp_path / "assets")
     monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
     profile, base = PROFILES["mini"], make_tiny_model()
     with pytest.raises(AdapterError, match="no positive adapter for profile mini: run 02"):
-        adapters.find_adapter(profile, "positive", base)
+        saving.find_adapter(profile, "positive", base)
     shipped = tmp_path / "assets" / "adapters" / "mini" / "positive-seed0"
-    adapters.save_adapter(trained, tokenizer, shipped, config_id=profile.config_id())
-    assert adapters.find_adapter(profile, "positive", base) == (shipped, "reference run")
+    saving.save_adapter(trained, tokenizer, shipped, config_id=profile.config_id())
+    assert saving.find_adapter(profile, "positive", base) == (shipped, "reference run")
     yours = tmp_path / "artifacts" / "mini" / "adapters" / "positive"
-    adapters.save_adapter(trained, tokenizer, yours, config_id="another")
-    assert adapters.find_adapter(profile, "positive", base)[1] == "reference run"
-    adapters.save_adapter(trained, tokenizer, yours, config_id=profile.config_id())
-    assert adapters.find_adapter(profile, "positive", base) == (yours, "yours")
+    saving.save_adapter(trained, tokenizer, yours, config_id="another")
+    assert saving.find_adapter(profile, "positive", base)[1] == "reference run"
+    saving.save_adapter(trained, tokenizer, yours, config_id=profile.config_id())
+    assert saving.find_adapter(profile, "positive", base) == (yours, "yours")
     with pytest.raises(AdapterError, match="yours: made with another base.*reference run: made with another base"):
-        adapters.find_adapter(profile, "positive", make_tiny_model(seed=5))
+        saving.find_adapter(profile, "positive", make_tiny_model(seed=5))

@@ -8,10 +8,12 @@ import pytest
 from safetensors import safe_open
 
 from utils.ablations import ABLATIONS
-from utils.adapters import METHODS, base_fingerprint, count_parameters, load_adapter, load_base, read_probe
+from utils.adapters import METHODS, base_fingerprint, load_base
 from utils.comparison import chosen_rates, study_runs, sweep_losses, usable_runs
 from utils.config import ASSETS, PROFILES
+from utils.counts import count_parameters
 from utils.runs import load_runs
+from utils.saving import load_adapter, read_probe
 from utils.steering import load_reference_dial
 
 PROFILE = PROFILES["mini"]

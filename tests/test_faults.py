@@ -21,12 +21,12 @@ from conftest import make_tiny_model
 from datasets import Dataset
 
 from utils import data, training
-from utils.adapters import attach, find_adapter, load_adapter, save_adapter, scaling_vectors, set_scaling_vectors
+from utils.adapters import attach, scaling_vectors, set_scaling_vectors
 from utils.checkpoints import LOCK, CheckpointError
 from utils.config import PROFILES, ROOT
 from utils.data import to_blocks
-from utils.files import BusyError, WriteError, locked, replace_folder, standing, write_atomic
-from utils.runs import RunRecord
+from utils.runs import BusyError, RunRecord, WriteError, locked, replace_folder, standing, write_atomic
+from utils.saving import find_adapter, load_adapter, save_adapter
 
 PROFILE = replace(
     PROFILES["mini"], block_length=16, batch_size=8, steps=6, eval_every=2, eval_blocks=8,
@@ -90,7 +90,7 @@ def test_a_second_training_in_the_same_folder_is_refused_and_the_first_goes_on(b
 def test_the_lock_goes_with_its_process(tmp_path):
     """As with a kernel that was killed: nobody has to delete a file."""
     code = (
-        f"from pathlib import Path\nfrom utils.files import locked\nwith locked(Path({str(tmp_path / LOCK)!r}), 'x'):\n"
+        f"from pathlib import Path\nfrom utils.runs import locked\nwith locked(Path({str(tmp_path / LOCK)!r}), 'x'):\n"
     )
     child = subprocess.Popen(
         [os.sys.executable, "-c", code + "    print('held', flush=True)\n    input()"],

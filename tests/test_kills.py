@@ -20,9 +20,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from safetensors.torch import load_file
 
-from utils.adapter_files import read_probe
-from utils.files import digest, standing
-from utils.runs import RunRecord
+from utils.runs import RunRecord, digest, standing
+from utils.saving import read_probe
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"), pytest.mark.timeout(900)]
 

@@ -13,9 +13,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from utils.adapters import AdapterError, AdapterLibrary, attach, ia3_config, recipe_config, save_adapter
+from utils.adapters import AdapterError, attach, ia3_config
 from utils.mixed import mixed_adapters, repeated
+from utils.places import recipe_config
 from utils.recipes import RECIPES
+from utils.saving import AdapterLibrary, save_adapter
 
 NAMES = ["up", None, "down", "up"]
 IDS = torch.randint(5, 90, (4, 7), generator=torch.Generator().manual_seed(0))

@@ -23,13 +23,13 @@ from conftest import make_tiny_model
 from datasets import Dataset
 
 from utils import training
-from utils.adapters import AdapterError, attach, load_adapter, load_base, save_adapter
+from utils.adapters import AdapterError, attach, load_base, trainable_state
 from utils.checkpoints import SafeTrainer
 from utils.config import PROFILES, ROOT
 from utils.data import to_blocks
 from utils.hub import HubError
 from utils.recipes import RECIPES
-from utils.rivals import trainable_state
+from utils.saving import load_adapter, save_adapter
 from utils.standins import build_model, load_model, made_tokenizer
 
 PLANTED = (

@@ -11,8 +11,8 @@ import readme_numbers
 from readme_numbers import PAGES, PARTS, PICTURE, README, ROOT, digest, fill, picture_source
 from transformers import GPT2Config
 
-from utils.adapters import predict_ia3_count
 from utils.config import PROFILES
+from utils.counts import predict_ia3_count
 from utils.metrics import Estimate
 from utils.recipes import RECIPES
 from utils.runs import RunError, RunRecord, write_json

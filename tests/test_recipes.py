@@ -12,10 +12,11 @@ from peft import IA3Config, get_peft_model
 from transformers import BertModel
 
 from utils import recipes, training
-from utils.adapters import AdapterError, attach_recipe, base_fingerprint, count_parameters, recipe_config
+from utils.adapters import AdapterError, base_fingerprint
 from utils.config import PROFILES, ConfigError
-from utils.counts import PREDICTED_BY_TYPE, predict_bert_count
+from utils.counts import PREDICTED_BY_TYPE, count_parameters, predict_bert_count
 from utils.encoding import make_collator
+from utils.places import attach_recipe, recipe_config
 from utils.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
 from utils.runs import RunRecord
 from utils.standins import build_model, model_config

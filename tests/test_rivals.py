@@ -19,19 +19,17 @@ from utils.adapters import (
     AdapterError,
     attach,
     base_fingerprint,
-    count_parameters,
-    load_adapter,
+    load_trainable_state,
     merge,
-    predict_trainable,
-    save_adapter,
     scaling_vectors,
+    trainable_state,
 )
 from utils.config import PROFILES
-from utils.counts import predict_ia3_count, predict_lora_count
+from utils.counts import count_parameters, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.generation import generate
-from utils.rivals import load_trainable_state, trainable_state
+from utils.saving import load_adapter, save_adapter
 from utils.training import train
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

@@ -12,10 +12,11 @@ from conftest import make_tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from utils import scale
-from utils.adapters import attach, attach_recipe
+from utils.adapters import attach
 from utils.config import ROOT
 from utils.counts import count_parameters, predict_t5_count
 from utils.memory import saved_for_backward
+from utils.places import attach_recipe
 from utils.recipes import MT0_FULL
 from utils.training import idle_optimizer
 

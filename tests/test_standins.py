@@ -15,13 +15,15 @@ from labs import tiny, tiny_model
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, AutoPeftModelForSequenceClassification
 
 from utils import standins, training
-from utils.adapters import AdapterError, attach_recipe, base_fingerprint, load_adapter, merge, save_adapter
+from utils.adapters import AdapterError, base_fingerprint, merge
 from utils.checks import read_pins
 from utils.encoding import encode, make_collator
 from utils.hub import HubError
 from utils.made_tokenizers import made_tokenizer
 from utils.onnx_weights import read_weights
+from utils.places import attach_recipe
 from utils.recipes import RECIPES
+from utils.saving import load_adapter, save_adapter
 from utils.settings import ROOT
 from utils.standins import WHEELS, StandInError, Wheel, load_model, wheel_folder
 from utils.tasks import STS, load_task

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from utils.adapters import METHODS
-from utils.runs import METRICS, Estimate
+from utils.metrics import METRICS, Estimate
 from utils.style import BLACK, BLUE, GREY, STYLES, WHITE, apply_style, new_axes
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from utils.adapters import MERGEABLE, attach, count_parameters, load_base, merge
+from utils.adapters import MERGEABLE, attach, load_base, merge
 from utils.comparison import Bench
 from utils.config import ASSETS, PROFILES, Profile
+from utils.counts import count_parameters
 from utils.generation import latency
 from utils.gpu import PeakMemory, saved_for_backward
 from utils.runs import read_json

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator, PercentFormatter
 
-from utils.runs import Estimate
+from utils.metrics import Estimate
 from utils.style import BLACK, BLUE, GREY, RED, apply_style
 
 CURVES = {"dial": ("one adapter", BLUE, "o"), "contrast": ("contrast of two", RED, "s")}

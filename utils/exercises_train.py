@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from utils.adapters import AdapterError
 from utils.answers import Draw, expect, number, plain, tensors, untouched
 from utils.checks import Answer, NotYet, Wrong
 from utils.exercises_models import check_config, check_identity, check_overfit
 from utils.runs import RunError, RunRecord
-from utils.storage import AdapterError, check_tensors, read_probe
+from utils.saving import check_tensors, read_probe
 
 LEAST_MOVED = 1e-3  # a factor that training has moved is farther from 1 than this
 MOST_SAID = 110  # characters of another module's message

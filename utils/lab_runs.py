@@ -18,13 +18,14 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from utils.adapters import attach_recipe, base_fingerprint, count_parameters
+from utils.adapters import base_fingerprint
 from utils.config import ASSETS, artifacts_dir
+from utils.counts import count_parameters
 from utils.encoding import encode, make_collator
-from utils.files import digest, write_atomic
+from utils.places import attach_recipe
 from utils.processes import process_index
 from utils.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
-from utils.runs import RunRecord, environment, load_runs, read_json, write_json
+from utils.runs import RunRecord, digest, environment, load_runs, read_json, write_atomic, write_json
 from utils.scoring import accuracy, commonest, f1, majority, task_scores
 from utils.standins import load_model
 from utils.tasks import load_task, with_test

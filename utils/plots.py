@@ -23,7 +23,8 @@ from torch import Tensor
 from utils.adapters import METHODS
 from utils.comparison_plots import cost_bars, few_shot_curves, interval_rows, rate_curves
 from utils.dial_plot import dial_figure
-from utils.runs import METRICS, Estimate, RunRecord, pareto_front
+from utils.metrics import METRICS, Estimate, pareto_front
+from utils.runs import RunRecord
 from utils.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, STYLES, WHITE, apply_style, ink_on, new_axes, show
 
 __all__ = [

@@ -16,10 +16,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from utils.encoding import IGNORED, instruction_prompt, make_collator
-from utils.evaluation import bootstrap_interval
 from utils.generation import evaluation_mode, generate
-from utils.judges import EvaluationError, wilson_interval
-from utils.metrics import Estimate
+from utils.judges import EvaluationError
+from utils.metrics import Estimate, bootstrap_interval, wilson_interval
 from utils.recipe import Recipe
 
 

@@ -35,12 +35,12 @@ from transformers import (
 )
 
 from utils.config import artifacts_dir
-from utils.files import locked, replace_folder, writing
 from utils.gpu import pick_device
 from utils.hub import model_folder
 from utils.made_tokenizers import made_tokenizer
 from utils.onnx_weights import read_weights
 from utils.recipe import Recipe
+from utils.runs import locked, replace_folder, writing
 from utils.settings import short
 
 AUTO_CLASSES = {

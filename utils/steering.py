@@ -21,7 +21,7 @@ from utils.config import ASSETS, Profile
 from utils.evaluation import SCORE_OF_JUDGE, fluency, held_out_loss, positivity
 from utils.generation import generate
 from utils.judges import Judge
-from utils.runs import Estimate
+from utils.metrics import Estimate
 
 Vectors = dict[str, Tensor]
 
