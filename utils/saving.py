@@ -280,6 +280,7 @@ class AdapterLibrary:
     def remove(self, task: str) -> None:
         """Forget `task`; after the last one the base is plain again."""
         self._check(task)
+        check_unmerged(self.model)
         others = [name for name in self.tasks if name != task]
         if self.active in (task, None):
             self._switch((others or [task])[0])

@@ -25,7 +25,7 @@ from utils.adapters import (
     trainable_state,
 )
 from utils.config import PROFILES
-from utils.counts import count_parameters, predict_ia3_count, predict_lora_count, predict_trainable
+from utils.counts import count_parameters, predict_gpt2_groups, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.generation import generate
@@ -69,7 +69,8 @@ def test_closed_form_is_the_count_for_random_sizes(method, seed):
         n_layer=layers, n_head=heads, n_embd=12 * heads * layers, n_inner=8 * inner, vocab_size=97, n_positions=40
     )
     with torch.device("meta"):
-        model = attach(GPT2LMHeadModel(config), method)
+        base, model = GPT2LMHeadModel(config), attach(GPT2LMHeadModel(config), method)
+    assert count_parameters(base).groups == predict_gpt2_groups(config)
     assert count_parameters(model).trainable == predict_trainable(config, method)
 
 
