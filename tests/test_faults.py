@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
 import threading
 from contextlib import contextmanager
@@ -155,6 +154,7 @@ def test_reviews_are_prepared_once_for_two_notebooks(tmp_path, monkeypatch, revi
 @contextmanager
 def size_limit(size: int):
     """No file may grow beyond `size` bytes: writing fails in the middle of a file, as on a disk that fills up."""
+    resource = pytest.importorskip("resource", reason="this system does not limit the size of a file")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

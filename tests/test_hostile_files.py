@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import resource
 import shutil
 import struct
 from contextlib import suppress
@@ -45,7 +44,8 @@ def tries(number: int):
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """What a hostile size would break."""
+    """What a hostile size would break. Windows has no such count."""
+    resource = pytest.importorskip("resource")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
