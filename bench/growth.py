@@ -16,12 +16,11 @@ from transformers import GPT2LMHeadModel
 from bench.rows import NOT_MEASURED, Row, Sizes, make_model, own_process, row, shape_config, tokenizer
 from bench.use import ADAPTERS, endless, prompts, random_factors
 from study.cost import training_cost
-from utils.adapters import METHODS, attach
+from utils.adapters import METHODS, attach, ia3_config
 from utils.config import PROFILES
 from utils.generation import generate
 from utils.gpu import estimate_memory, pick_device
 from utils.mixed import mixed_adapters
-from utils.places import ia3_config
 from utils.timing import interleave, seconds
 
 Point = dict[str, object]

@@ -38,9 +38,9 @@ from extensions.made_tokenizers import made_tokenizer
 from extensions.onnx_weights import read_weights
 from extensions.recipes import Recipe
 from utils.config import artifacts_dir
-from utils.files import locked, replace_folder, writing
 from utils.gpu import pick_device
 from utils.hub import model_folder
+from utils.runs import locked, replace_folder, writing
 from utils.settings import short
 
 AUTO_CLASSES = {

@@ -23,13 +23,12 @@ from extensions.models import load_model
 from extensions.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
 from extensions.scoring import accuracy, commonest, f1, majority, task_scores
 from extensions.tasks import load_task, with_test
-from utils.adapters import attach_recipe
+from utils.adapters import base_fingerprint
 from utils.config import ASSETS, artifacts_dir
 from utils.counts import count_parameters
-from utils.files import digest, write_atomic
+from utils.places import attach_recipe
 from utils.processes import process_index
-from utils.runs import RunRecord, environment, load_runs, read_json, write_json
-from utils.storage import base_fingerprint
+from utils.runs import RunRecord, digest, environment, load_runs, read_json, write_atomic, write_json
 from utils.training import train
 
 METHOD_NAMES = {

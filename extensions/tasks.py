@@ -12,6 +12,7 @@ The full data come from the Hub, or from a local folder in the layout of their p
 
 from __future__ import annotations
 
+import json
 import random
 import zipfile
 import zlib
@@ -24,7 +25,6 @@ from extensions.instructions import made_instructions
 from extensions.models import Wheel, wheel_folder
 from extensions.recipes import Recipe
 from utils.data import DataError, read_packaged_reviews
-from utils.files import parse_json
 from utils.hub import recipe_files
 
 SHARES = {"validation": 0.1, "test": 0.2}  # of what has no split of its own; the rest is for training
@@ -79,8 +79,8 @@ def read_json_lines(path: Path) -> Rows:
         if not line.strip():
             continue
         try:
-            row = parse_json(line)
-        except ValueError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path.name}, line {number}: not valid JSON ({error}): get the file again") from error
         if not isinstance(row, dict):
             raise DataError(f"{path.name}, line {number}: an object is due, this is {line.strip()[:40]!r}")
@@ -93,8 +93,8 @@ def read_json(path: Path) -> Rows:
     if path.suffix == ".jsonl":
         return read_json_lines(path)
     try:
-        rows = parse_json(_text(path))
-    except ValueError as error:
+        rows = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path.name}: not valid JSON ({error}): get the file again") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path.name}: a list of objects is due")

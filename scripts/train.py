@@ -73,11 +73,10 @@ def train_course(options: argparse.Namespace, folder: Path) -> None:
     """What notebook 02 trains, on the reviews of `options.task`."""
     from accelerate import PartialState
 
-    from utils.adapters import attach, load_base
+    from utils.adapters import attach, load_base, load_trainable_state, trainable_state
     from utils.config import describe, setup_notebook
     from utils.data import load_reviews, review_blocks
-    from utils.rivals import load_trainable_state, trainable_state
-    from utils.storage import save_adapter
+    from utils.saving import save_adapter
     from utils.training import train
 
     profile = setup_notebook()

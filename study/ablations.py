@@ -18,11 +18,9 @@ from peft import IA3Config, TaskType, inject_adapter_in_model
 from torch import Tensor, nn
 
 from study.comparison import Bench, measure_model, summarise
-from utils.adapters import attach, ia3_parameters, load_base, lora_config
+from utils.adapters import attach, hold, ia3_config, ia3_parameters, load_base, lora_config
 from utils.counts import inner_size, is_adapter, predict_ia3_count
 from utils.metrics import Estimate
-from utils.places import ia3_config
-from utils.rivals import hold, share_factors
 from utils.runs import RunRecord
 
 MIX_RANK = 4
@@ -179,6 +177,20 @@ def vary_grain(model: nn.Module, variant: str) -> None:
     for key, parameter in ia3_parameters(model).items():
         whole = width if key.endswith("attention") else inner_size(model.config)
         share_factors(parameter, head if variant.endswith("head") else whole)
+
+
+def share_factors(parameter: nn.Parameter, size: int) -> None:
+    """Let each `size` neighbouring entries (they start equal) stay equal: a hook gives all of them their mean gradient.
+
+    Adam treats equal gradients equally, so one number is learned for the group, and the others count as held.
+    """
+    parameter.held = parameter.numel() - parameter.numel() // size
+
+    def mean_of_group(gradient: Tensor) -> Tensor:
+        groups = gradient.reshape(-1, size)
+        return groups.mean(1, keepdim=True).expand_as(groups).reshape(gradient.shape)
+
+    parameter.register_hook(mean_of_group)
 
 
 def train_adapters(model: nn.Module, _variant: str) -> None:

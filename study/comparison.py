@@ -15,7 +15,7 @@ from statistics import fmean
 
 from datasets import Dataset
 
-from utils.adapters import METHODS, attach, load_base
+from utils.adapters import METHODS, attach, base_fingerprint, load_base
 from utils.config import ASSETS, PROFILES, Profile, artifacts_dir
 from utils.counts import count_parameters
 from utils.data import PROMPTS, load_reviews, review_blocks
@@ -26,7 +26,7 @@ from utils.judges import load_judges
 from utils.memory import reuse_freed_memory
 from utils.metrics import Estimate, mean_interval
 from utils.runs import RunError, RunRecord, environment, load_runs
-from utils.storage import base_fingerprint, save_adapter
+from utils.saving import save_adapter
 from utils.training import train
 
 

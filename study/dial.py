@@ -7,11 +7,12 @@ from functools import partial
 
 from study.comparison import Bench
 from study.records import rows_of
-from utils.adapters import AdapterLibrary, load_base, scaling_vectors
+from utils.adapters import load_base, scaling_vectors
 from utils.config import ASSETS, Profile
 from utils.data import PROMPTS, balanced_blocks
 from utils.metrics import Estimate
 from utils.runs import write_json
+from utils.saving import AdapterLibrary
 from utils.steering import contrast, dial, strength_sweep
 
 

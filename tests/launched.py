@@ -30,12 +30,14 @@ from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
 
-from extensions.recipes import BERT_MINI, BLOOM_MINI  # noqa: E402
+from extensions.recipes import BERT_MINI, BLOOM_MINI  # noqa: E402  # noqa: E402
 from utils import training  # noqa: E402
-from utils.adapters import attach  # noqa: E402
+from utils.adapters import (  # noqa: E402
+    attach,
+    trainable_state,
+)
 from utils.config import PROFILES  # noqa: E402
 from utils.processes import join, process_index, wait_for_all  # noqa: E402
-from utils.rivals import trainable_state  # noqa: E402
 from utils.runs import RunRecord  # noqa: E402
 
 PROFILE = replace(PROFILES["mini"], block_length=16, batch_size=8, steps=12, eval_every=4, eval_blocks=9)

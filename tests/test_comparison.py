@@ -14,7 +14,7 @@ from utils.config import PROFILES
 from utils.gpu import GpuError
 from utils.metrics import Estimate
 from utils.runs import RunError, RunRecord
-from utils.storage import load_adapter
+from utils.saving import load_adapter
 
 
 def test_every_method_is_measured_alike(bench, tmp_path):

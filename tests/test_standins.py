@@ -22,12 +22,12 @@ from extensions.onnx_weights import read_weights
 from extensions.recipes import RECIPES
 from extensions.tasks import STS, load_task
 from utils import training
-from utils.adapter_files import AdapterError
-from utils.adapters import attach_recipe, merge
+from utils.adapters import AdapterError, base_fingerprint, merge
 from utils.checks import read_pins
 from utils.hub import HubError
+from utils.places import attach_recipe
+from utils.saving import load_adapter, save_adapter
 from utils.settings import ROOT
-from utils.storage import base_fingerprint, load_adapter, save_adapter
 
 LABS = tuple(RECIPES)
 AUTO = {

@@ -13,7 +13,7 @@ from utils import adapters, config, data
 from utils.adapters import scaling_vectors
 from utils.config import PROFILES
 from utils.runs import RunRecord
-from utils.storage import load_adapter
+from utils.saving import load_adapter
 
 SMALL = {"block_length": 16, "batch_size": 4, "steps": 3, "eval_every": 1, "eval_blocks": 4, "train_reviews": 16}
 

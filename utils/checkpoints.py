@@ -27,7 +27,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from utils.files import digest, locked, parse_json, read_json_file, sync_tree, write_atomic, writing
+from utils.runs import digest, locked, write_atomic, writing
 
 SEAL, OURS = "seal.json", (".json", ".safetensors")
 OPTIMIZER, RNG, LOCK = "optimizer.safetensors", "rng_state.safetensors", "train.lock"
@@ -148,14 +148,13 @@ def seal(checkpoint: Path) -> None:
     """Write `seal.json`, the last file of a checkpoint, once the others are on the disk."""
     files = sorted(path for path in checkpoint.rglob("*") if path.suffix in OURS and path.name != SEAL)
     sums = {path.relative_to(checkpoint).as_posix(): digest(path) for path in files}
-    sync_tree(checkpoint)
     write_atomic(checkpoint / SEAL, json.dumps(sums, indent=1).encode())
 
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether the checkpoint is sealed, and every sealed file is there with its SHA-256."""
     try:
-        sums = read_json_file(checkpoint / SEAL)
+        sums = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         return TRAINER_STATE_NAME in sums and all(digest(checkpoint / name) == sums[name] for name in sums)
     except (*DAMAGED, RecursionError):
@@ -205,7 +204,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict]:
     """What `write_state` wrote: tensors on the CPU, values. Raises CheckpointError."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, parse_json(file.metadata()["values"])  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["values"])  # noqa: SIM118
     except DAMAGED as error:
         raise damaged(path.parent, error) from error
 

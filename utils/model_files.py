@@ -4,11 +4,10 @@ For: `hub.py`, which gets such folders from anywhere; a file is looked at in bou
 model from it. Not for: getting or loading one. Imports neither torch nor transformers.
 """
 
+import json
 import re
 import struct
 from pathlib import Path
-
-from utils.files import parse_json, read_json_file
 
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 HEADER_LIMIT = 100_000_000  # bytes: the safetensors format's own
@@ -43,7 +42,7 @@ def weights_header(path: Path) -> dict[str, dict] | None:
         if not 0 < length < min(size, HEADER_LIMIT):
             return None
         try:
-            tensors = {name: t for name, t in parse_json(file.read(length)).items() if name != "__metadata__"}
+            tensors = {name: t for name, t in json.loads(file.read(length)).items() if name != "__metadata__"}
             if 8 + length + max(t["data_offsets"][1] for t in tensors.values()) != size:
                 return None
             if not all(type(n) is int for t in tensors.values() for n in t["shape"]):
@@ -56,7 +55,7 @@ def weights_header(path: Path) -> dict[str, dict] | None:
 def config_faults(path: Path, header: dict[str, dict]) -> list[str]:
     """Name what in a config.json cannot be of these weights: a model is built before it is filled."""
     try:
-        config = read_json_file(path)
+        config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
