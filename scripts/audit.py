@@ -37,10 +37,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.adapters import attach, count_parameters, merge, scaling_vectors, set_scaling_vectors  # noqa: E402
-from utils.config import ASSETS, quiet  # noqa: E402
-from utils.gpu import estimate_memory  # noqa: E402
-from utils.memory import saved_for_backward  # noqa: E402
+from utils.config import ASSETS  # noqa: E402
 from utils.runs import environment, write_json  # noqa: E402
+from utils.session import quiet  # noqa: E402
+from utils.sizes import estimate_memory, saved_for_backward  # noqa: E402
 
 Values = dict[str, bool | int | float | str | list[int]]
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

@@ -40,12 +40,13 @@ from utils.comparison import (  # noqa: E402
     sweep_losses,
     sweep_run,
 )  # fmt: skip
-from utils.config import ASSETS, PROFILES, artifacts_dir, describe, load_profile, quiet  # noqa: E402
+from utils.config import ASSETS, PROFILES, artifacts_dir, describe, load_profile  # noqa: E402
 from utils.cost import cost_rows, latency_cost, training_cost  # noqa: E402
 from utils.data import PROMPTS, balanced_blocks  # noqa: E402
 from utils.gpu import pick_device  # noqa: E402
 from utils.judges import judge_names  # noqa: E402
 from utils.runs import Estimate, RunError, RunRecord, environment, read_json, write_json  # noqa: E402
+from utils.session import quiet  # noqa: E402
 from utils.steering import contrast, dial, dial_header, strength_sweep  # noqa: E402
 from utils.training import RUNNING, DivergedError  # noqa: E402
 

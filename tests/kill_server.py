@@ -37,8 +37,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast  #
 
 from utils import ablations, comparison, cost  # noqa: E402
 from utils.adapters import attach, save_adapter  # noqa: E402
-from utils.config import PROFILES, quiet  # noqa: E402
+from utils.config import PROFILES  # noqa: E402
 from utils.data import to_blocks  # noqa: E402
+from utils.session import quiet  # noqa: E402
 from utils.training import train  # noqa: E402
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.link", "os.symlink", "os.truncate"}

@@ -21,9 +21,9 @@ from utils.ablations import (
     study_rows,
 )
 from utils.adapters import count_parameters, scaling_vectors
-from utils.counts import predict_ia3_count, predict_lora_count
 from utils.rivals import share_factors
 from utils.runs import RunRecord
+from utils.sizes import predict_ia3_count, predict_lora_count
 
 STUDIES = [a for a in ABLATIONS if a.study != "few-shot"]
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

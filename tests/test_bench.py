@@ -133,7 +133,7 @@ def test_growth_has_a_point_for_each_method_and_place():
 
 
 def test_what_does_not_fit_is_not_tried(monkeypatch):
-    monkeypatch.setattr("utils.gpu.free_memory", lambda _: 0)
+    monkeypatch.setattr("utils.sizes.free_memory", lambda _: 0)
     monkeypatch.setattr(bench_growth, "train_point", None)
     points = bench_growth.growth_points(TRIAL, "size", next(iter(bench_growth.places(TRIAL, "size"))))
     assert all(point["reason"].startswith("not measured: needs about") for point in points)

@@ -9,8 +9,9 @@ from importlib import metadata
 import pytest
 
 from utils import checks
-from utils.checks import CheckError, check_environment
+from utils.checks import CheckError
 from utils.config import ROOT
+from utils.session import check_environment
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from utils import gpu
 from utils.adapters import attach, count_parameters
 from utils.config import PROFILES
 from utils.cost import reference_costs
-from utils.memory import FOOTPRINTS, activation_bytes
+from utils.sizes import FOOTPRINTS, activation_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ["c_attn", "mlp.c_proj"]

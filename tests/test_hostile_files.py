@@ -22,18 +22,17 @@ import torch
 from conftest import make_tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from utils.hub import model_folder
+from utils.model_files import model_faults
 
 from utils import data, tasks
 from utils.adapter_files import check_tensors, read_probe
 from utils.adapters import AdapterError, attach, load_adapter, load_base, save_adapter
 from utils.checkpoints import CheckpointError, is_whole, load_optimizer, load_rng, save_optimizer, save_rng, seal
-from utils.config import PROFILES
+from utils.config import PROFILES, ConfigError, HubError, override
 from utils.data import DataError
-from utils.hub import HubError, model_folder
 from utils.judges import EvaluationError, Judge
-from utils.model_files import model_faults
 from utils.runs import RunError, RunRecord, load_runs
-from utils.settings import ConfigError, override
 
 MEMORY = 700 * 2**20  # bytes that all of these tests together may add to the process
 

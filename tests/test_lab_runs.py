@@ -8,19 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from labs import SHAPES
+from labs import SHAPES, made_tokenizer
 from replay import ROOT
 from transformers import BertForSequenceClassification
 
 from utils import lab_runs
 from utils.comparison import chosen_rates
 from utils.config import ASSETS
-from utils.counts import count_parameters
 from utils.lab_runs import LabBench, attach_method, lab_folder, measure_lab, methods_of
-from utils.made_tokenizers import made_tokenizer
 from utils.recipes import BLOOM_BASE, RECIPES, with_data
 from utils.runs import RunRecord
 from utils.scoring import label_loss, majority
+from utils.sizes import count_parameters
 from utils.standins import build_model
 from utils.tasks import with_test
 

@@ -21,16 +21,16 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from datasets import Dataset
+from labs import made_tokenizer
 
 from utils import training
 from utils.adapters import AdapterError, attach, load_adapter, load_base, save_adapter
 from utils.checkpoints import SafeTrainer
-from utils.config import PROFILES, ROOT
+from utils.config import PROFILES, ROOT, HubError
 from utils.data import to_blocks
-from utils.hub import HubError
 from utils.recipes import RECIPES
 from utils.rivals import trainable_state
-from utils.standins import build_model, load_model, made_tokenizer
+from utils.standins import build_model, load_model
 
 PLANTED = (
     "adapter_model.bin", "adapter_model.pt", "adapter.pkl", "pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt",

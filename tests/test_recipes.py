@@ -14,8 +14,8 @@ from transformers import BertModel
 from utils import recipes, training
 from utils.adapters import AdapterError, attach_recipe, base_fingerprint, count_parameters, recipe_config
 from utils.config import PROFILES, ConfigError
-from utils.counts import PREDICTED_BY_TYPE, predict_bert_count
 from utils.encoding import make_collator
+from utils.lab_counts import PREDICTED_BY_TYPE, predict_bert_count
 from utils.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
 from utils.runs import RunRecord
 from utils.standins import build_model, model_config

@@ -27,11 +27,11 @@ from utils.adapters import (
     scaling_vectors,
 )
 from utils.config import PROFILES
-from utils.counts import predict_ia3_count, predict_lora_count
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.generation import generate
 from utils.rivals import load_trainable_state, trainable_state
+from utils.sizes import predict_ia3_count, predict_lora_count
 from utils.training import train
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

@@ -14,9 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 from utils import scale
 from utils.adapters import attach, attach_recipe
 from utils.config import ROOT
-from utils.counts import count_parameters, predict_t5_count
-from utils.memory import saved_for_backward
+from utils.lab_counts import predict_t5_count
 from utils.recipes import MT0_FULL
+from utils.sizes import count_parameters, saved_for_backward
 from utils.training import idle_optimizer
 
 SIZES = {size.name: size for size in scale.sizes()}

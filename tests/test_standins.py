@@ -11,18 +11,16 @@ import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
-from labs import tiny, tiny_model
+from labs import made_tokenizer, tiny, tiny_model
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, AutoPeftModelForSequenceClassification
 
 from utils import standins, training
 from utils.adapters import AdapterError, attach_recipe, base_fingerprint, load_adapter, merge, save_adapter
-from utils.checks import read_pins
+from utils.config import ROOT, HubError
 from utils.encoding import encode, make_collator
-from utils.hub import HubError
-from utils.made_tokenizers import made_tokenizer
 from utils.onnx_weights import read_weights
 from utils.recipes import RECIPES
-from utils.settings import ROOT
+from utils.session import read_pins
 from utils.standins import WHEELS, StandInError, Wheel, load_model, wheel_folder
 from utils.tasks import STS, load_task
 

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from labs import real, tiny, tiny_model
+from labs import made_tokenizer, real, tiny, tiny_model
 from sklearn.metrics import f1_score
 
 from utils import tasks
+from utils.config import HubError
 from utils.data import DataError
 from utils.encoding import IGNORED, encode, instruction_prompt, make_collator
 from utils.generation import generate
-from utils.hub import HubError
 from utils.instructions import made_instructions
 from utils.judges import EvaluationError
-from utils.made_tokenizers import made_tokenizer
 from utils.recipes import RECIPES, with_data
 from utils.scoring import accuracy, class_logits, confusion, exact_match, f1, label_scores, normal, write_texts
 from utils.standins import wheel_folder

@@ -19,8 +19,13 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from utils.config import Profile
-from utils.counts import (  # students import from here
+from utils.config import Profile, load_pretrained
+from utils.generation import Sample, generate
+from utils.gpu import pick_device
+from utils.places import check_task, ia3_config, recipe_config
+from utils.recipe import Recipe
+from utils.rivals import hold_queries, insert_bottlenecks, train_biases
+from utils.sizes import (  # students import from here
     LORA_RANK,
     PREFIX_TOKENS,
     ParameterCount,
@@ -32,12 +37,6 @@ from utils.counts import (  # students import from here
     predict_lora_count,
     predict_trainable,
 )
-from utils.generation import Sample, generate
-from utils.gpu import pick_device
-from utils.hub import GPT2_WAYS, HubError, model_folder
-from utils.places import check_task, ia3_config, recipe_config
-from utils.recipe import Recipe
-from utils.rivals import hold_queries, insert_bottlenecks, train_biases
 from utils.storage import (  # the other half of this module
     AdapterError,
     base_fingerprint,
@@ -79,12 +78,16 @@ def load_base(
 
     Raises `HubError` where the files cannot be had or used.
     """
-    folder = model_folder(profile)
-    try:
-        model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file makes the libraries say
-        raise HubError(f"{folder} holds no usable GPT-2 ({error}): get its files again.\n{GPT2_WAYS}") from error
+
+    def load(name: str | Path, **options: object) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
+        model, info = GPT2LMHeadModel.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+        if info["missing_keys"]:
+            raise ValueError(f"its weights have no {min(info['missing_keys'])}")
+        return model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+
+    model, tokenizer = load_pretrained(profile, load)
     model.config.loss_type = "ForCausalLM"
     # Adapters record this name; a repository id or a folder name, never a path of the machine they were made on.
     model.config._name_or_path = model.name_or_path = profile.model_name

@@ -20,9 +20,10 @@ from utils.config import ASSETS, PROFILES, Profile, artifacts_dir
 from utils.data import PROMPTS, load_reviews, review_blocks
 from utils.evaluation import evaluate_samples, held_out_loss, load_judges
 from utils.generation import generate
-from utils.gpu import estimate_memory, fast_bf16, require_memory
-from utils.memory import reuse_freed_memory
+from utils.gpu import fast_bf16
 from utils.runs import Estimate, RunError, RunRecord, environment, load_runs, mean_interval
+from utils.session import reuse_freed_memory
+from utils.sizes import estimate_memory, require_memory
 from utils.training import train
 
 

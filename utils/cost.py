@@ -19,8 +19,9 @@ from utils.adapters import MERGEABLE, attach, count_parameters, load_base, merge
 from utils.comparison import Bench
 from utils.config import ASSETS, PROFILES, Profile
 from utils.generation import latency
-from utils.gpu import PeakMemory, saved_for_backward
+from utils.gpu import PeakMemory
 from utils.runs import read_json
+from utils.sizes import saved_for_backward
 from utils.timing import seconds
 from utils.training import idle_optimizer, step_ratios, step_seconds, trainable_bytes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import GPT2Config
 
-from utils.counts import inner_size
+from utils.sizes import inner_size
 from utils.timing import seconds
 
 FROZEN, TRAINED = 4, 6  # FLOPs a weight and token: forward 2, gradient of the activations 2, of the weights 2

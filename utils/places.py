@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from utils.counts import is_head
 from utils.recipe import Recipe
+from utils.sizes import is_head
 from utils.storage import AdapterError
 
 

@@ -17,14 +17,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from utils.config import quiet, seed_everything
+from utils.config import ConfigError, FrozenDict, override, short
 from utils.recipe import Recipe
-from utils.settings import ConfigError, FrozenDict, override, short
-
-__all__ = [
-    "BERT_DOCUMENT", "BERT_PAPER", "BLOOM_BASE", "DATA_FOLDERS", "RECIPES", "Recipe", "describe_recipe", "load_recipe",
-    "own_data", "setup_lab", "with_data",
-]  # fmt: skip
+from utils.session import advise_on_missing_names, quiet, reuse_freed_memory, seed_everything
 
 # (IA)³'s places in BERT. The paper's: keys, values, and the input of the feed-forward's second matrix; a bare
 # "output.dense" would match the attention's output too, so this is a regular expression.
@@ -230,14 +225,11 @@ def describe_recipe(recipe: Recipe) -> str:
 def setup_lab(lab: str, size: str | None = None) -> Recipe:
     """Start a lab's notebook: quiet libraries, freed memory kept, the recipe (as `load_recipe`), its seed set.
 
-    From then on a cell that misses a name says what to run (`restarts.py`). Raises ConfigError.
+    Raises ConfigError.
     """
-    from utils.memory import reuse_freed_memory
-    from utils.restarts import explain_missing_names
-
     quiet()
     reuse_freed_memory()
-    explain_missing_names()
+    advise_on_missing_names()
     recipe = load_recipe(lab, size)
     seed_everything(recipe.seed)
     return recipe

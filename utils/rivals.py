@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from utils.counts import bottleneck_size
+from utils.sizes import bottleneck_size
 
 
 def train_biases(model: nn.Module) -> None:

@@ -24,9 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.adapter_files import AdapterError, check_tensors, read_probe
 from utils.config import ASSETS, Profile, artifacts_dir
-from utils.counts import is_adapter, is_head
 from utils.files import digest, locked, replace_folder, standing, writing
 from utils.rivals import Bottleneck
+from utils.sizes import is_adapter, is_head
 
 PROBE_PROMPT = "This movie was one of the"
 PROBE_LOGITS = 64  # how many logits of the last position are kept
