@@ -14,10 +14,10 @@ from tokenizers import BertWordPieceTokenizer, SentencePieceBPETokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from extensions.models import bloom_tokenizer, build_model
+from extensions.recipes import DATA_FOLDERS, RECIPES, Recipe, with_data
 from utils.config import ROOT
 from utils.data import read_packaged_reviews
-from utils.recipes import DATA_FOLDERS, RECIPES, Recipe, with_data
-from utils.standins import bloom_tokenizer, build_model
 
 DATA = ROOT.parent / "shared" / "data"
 SHAPES = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 
-from utils.ablations import (
+from study.ablations import (
     ABLATIONS,
     Ablation,
     build,
@@ -20,10 +20,10 @@ from utils.ablations import (
     scores_by_gradient,
     study_rows,
 )
-from utils.adapters import count_parameters, scaling_vectors
+from utils.adapters import scaling_vectors
 from utils.rivals import share_factors
 from utils.runs import RunRecord
-from utils.sizes import predict_ia3_count, predict_lora_count
+from utils.sizes import count_parameters, predict_ia3_count, predict_lora_count
 
 STUDIES = [a for a in ABLATIONS if a.study != "few-shot"]
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

@@ -139,6 +139,7 @@ def in_a_fresh_process(tmp_path: Path, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_cold_cache_then_a_warm_one_then_a_damaged_one(repos, tmp_path):
     with HubServer(repos) as server:
         cold = in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint)

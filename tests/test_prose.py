@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from transformers import GPT2Config
 
-from utils.claims import load_claims
+from study.claims import load_claims
 from utils.config import ROOT
 from utils.sizes import predict_ia3_count, predict_lora_count
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from exercises import EXERCISES
 from grading import cells
 from grading.course import Course
 from grading.release import student_notebook
-from utils.checks import EXERCISES
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTER, RUN = ROOT / "assets/adapters/mini/positive-seed0", ROOT / "assets/runs/mini/positive-ia3-seed0.json"

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from utils.recipe import Recipe
+from extensions.recipes import Recipe
+from utils.adapter_files import AdapterError
 from utils.sizes import is_head
-from utils.storage import AdapterError
 
 
 class Places(NamedTuple):
