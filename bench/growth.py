@@ -19,8 +19,9 @@ from study.cost import training_cost
 from utils.adapters import METHODS, attach, ia3_config
 from utils.config import PROFILES
 from utils.generation import generate
-from utils.gpu import estimate_memory, pick_device
+from utils.gpu import pick_device
 from utils.mixed import mixed_adapters
+from utils.sizes import estimate_memory
 from utils.timing import interleave, seconds
 
 Point = dict[str, object]

@@ -170,8 +170,7 @@ def own_process(isolated: bool = True) -> Iterator[Call]:
 
 def quiet_process() -> None:
     """What a notebook does at its start, the profile apart."""
-    from utils.config import quiet
-    from utils.memory import reuse_freed_memory
+    from utils.session import quiet, reuse_freed_memory
 
     quiet()
     reuse_freed_memory()

@@ -25,9 +25,9 @@ from transformers.trainer_callback import PrinterCallback
 from bench.rows import Row, Sizes, make_model, own_process, positive_reviews, row, tokenizer
 from utils.adapters import attach
 from utils.config import PROFILES
-from utils.counts import inner_size
 from utils.data import to_blocks
 from utils.gpu import fast_bf16, pick_device
+from utils.sizes import inner_size
 from utils.timing import interleave, now, seconds
 from utils.training import training_arguments
 

@@ -21,13 +21,12 @@ from transformers import GPT2LMHeadModel
 
 from bench.rows import Row, Sizes, make_model, row, tokenizer
 from utils.adapters import attach, ia3_parameters, merge
-from utils.config import PROFILES
+from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
 from utils.generation import evaluation_mode, generate, latency
 from utils.gpu import pick_device
 from utils.mixed import mixed_adapters
 from utils.saving import AdapterLibrary, save_adapter
-from utils.settings import ROOT
 from utils.timing import PROCESSOR_TIME, interleave, now, seconds
 
 SAMPLING = {name: PROFILES["mini"].sampling[name] for name in ("temperature", "top_p")}

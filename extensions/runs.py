@@ -25,10 +25,10 @@ from extensions.scoring import accuracy, commonest, f1, majority, task_scores
 from extensions.tasks import load_task, with_test
 from utils.adapters import base_fingerprint
 from utils.config import ASSETS, artifacts_dir
-from utils.counts import count_parameters
 from utils.places import attach_recipe
 from utils.processes import process_index
 from utils.runs import RunRecord, digest, environment, load_runs, read_json, write_atomic, write_json
+from utils.sizes import count_parameters
 from utils.training import train
 
 METHOD_NAMES = {

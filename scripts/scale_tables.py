@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tables import table
 
-from utils.memory import format_bytes
+from utils.gpu import format_bytes
 from utils.scale import (
     BFLOAT16,
     all_reduced_bytes,

@@ -74,9 +74,10 @@ def train_course(options: argparse.Namespace, folder: Path) -> None:
     from accelerate import PartialState
 
     from utils.adapters import attach, load_base, load_trainable_state, trainable_state
-    from utils.config import describe, setup_notebook
+    from utils.config import describe
     from utils.data import load_reviews, review_blocks
     from utils.saving import save_adapter
+    from utils.session import setup_notebook
     from utils.training import train
 
     profile = setup_notebook()

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from study.comparison import Bench, measure_model, summarise
 from utils.adapters import attach, hold, ia3_config, ia3_parameters, load_base, lora_config
-from utils.counts import inner_size, is_adapter, predict_ia3_count
 from utils.metrics import Estimate
 from utils.runs import RunRecord
+from utils.sizes import inner_size, is_adapter, predict_ia3_count
 
 MIX_RANK = 4
 FEW = (8, 32, 128, 512)

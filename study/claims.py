@@ -17,10 +17,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from study.comparison import misfit, paired_difference, summarise
-from utils.config import ASSETS, PROFILES
+from utils.config import ASSETS, PROFILES, ROOT
 from utils.metrics import Estimate
 from utils.runs import RunError, RunRecord, load_runs, read_json
-from utils.settings import ROOT
 
 HOLDS, CONDITION, FAILS, UNTESTED = VERDICTS = (
     "holds", "holds with a condition", "does not hold", "cannot be tested here",

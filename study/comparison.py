@@ -17,16 +17,16 @@ from datasets import Dataset
 
 from utils.adapters import METHODS, attach, base_fingerprint, load_base
 from utils.config import ASSETS, PROFILES, Profile, artifacts_dir
-from utils.counts import count_parameters
 from utils.data import PROMPTS, load_reviews, review_blocks
 from utils.evaluation import evaluate_samples, held_out_loss
 from utils.generation import generate
-from utils.gpu import estimate_memory, fast_bf16, require_memory
+from utils.gpu import fast_bf16
 from utils.judges import load_judges
-from utils.memory import reuse_freed_memory
 from utils.metrics import Estimate, mean_interval
 from utils.runs import RunError, RunRecord, environment, load_runs
 from utils.saving import save_adapter
+from utils.session import reuse_freed_memory
+from utils.sizes import count_parameters, estimate_memory, require_memory
 from utils.training import train
 
 

@@ -41,10 +41,11 @@ from study import (  # noqa: E402  # noqa: E402
     cost,
     records,
 )
-from utils.adapters import attach  # noqa: E402  # noqa: E402
-from utils.config import PROFILES, quiet  # noqa: E402  # noqa: E402
-from utils.data import to_blocks  # noqa: E402  # noqa: E402
-from utils.saving import save_adapter  # noqa: E402  # noqa: E402
+from utils.adapters import attach  # noqa: E402  # noqa: E402  # noqa: E402
+from utils.config import PROFILES  # noqa: E402  # noqa: E402  # noqa: E402
+from utils.data import to_blocks  # noqa: E402  # noqa: E402  # noqa: E402
+from utils.saving import save_adapter  # noqa: E402  # noqa: E402  # noqa: E402
+from utils.session import quiet  # noqa: E402  # noqa: E402  # noqa: E402
 from utils.training import train  # noqa: E402
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.link", "os.symlink", "os.truncate"}

@@ -14,14 +14,21 @@ from collections.abc import Iterator
 from nbformat import NotebookNode
 from notebook_rules import code_cells
 
-from utils.restarts import names_made
-
 KNOWN = {*dir(builtins), "__name__", "get_ipython", "display"}
 # What changes the model it is given, so that a second call on the same one is an error or wraps it twice.
 WRAPPERS = {"attach", "attach_recipe", "get_peft_model", "AdapterLibrary", "load_adapter"}
 # Methods that leave their object another one each time they are called.
 CHANGING = {"append", "extend", "insert", "pop", "popitem", "reverse", "remove", "mul_", "add_", "step", "__next__"}
 HOOKS = {"register_forward_hook", "register_forward_pre_hook"}  # as well, but where the cell takes them off again
+
+
+def names_made(source: str) -> set[str]:
+    """The names that the code binds for the cells below it: assigned, imported, defined. None if it does not parse."""
+    try:
+        symbols = symtable.symtable(source, "cell", "exec").get_symbols()
+    except SyntaxError:
+        return set()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
 
 
 def names_read(source: str) -> set[str]:
@@ -39,7 +46,7 @@ def names_read(source: str) -> set[str]:
 def names_from_above(notebook: NotebookNode) -> list[str]:
     """A cell reads nothing but what it makes itself, what a cell above makes, and Python's own names.
 
-    So "run all above" is always the right advice, and utils/restarts.py always finds a heading to name.
+    So "run all above" is always the right advice.
     """
     made, problems = set(KNOWN), []
     for cell in code_cells(notebook):

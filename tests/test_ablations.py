@@ -22,8 +22,8 @@ from study.ablations import (
     study_rows,
 )
 from utils.adapters import scaling_vectors
-from utils.counts import count_parameters, predict_ia3_count, predict_lora_count
 from utils.runs import RunRecord
+from utils.sizes import count_parameters, predict_ia3_count, predict_lora_count
 
 STUDIES = [a for a in ABLATIONS if a.study != "few-shot"]
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

@@ -8,7 +8,8 @@ from conftest import make_tiny_model
 from peft import IA3Config, get_peft_model
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from utils import adapters, counts, steering
+from study.audit import counts
+from utils import adapters, steering
 from utils.adapters import METHODS, AdapterError, attach
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

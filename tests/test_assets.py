@@ -12,9 +12,9 @@ from study.comparison import chosen_rates, study_runs, sweep_losses, usable_runs
 from study.dial import load_reference_dial
 from utils.adapters import METHODS, base_fingerprint
 from utils.config import ASSETS, PROFILES
-from utils.counts import count_parameters
 from utils.runs import load_runs
 from utils.saving import load_adapter, read_probe
+from utils.sizes import count_parameters
 
 PROFILE = PROFILES["mini"]
 ADAPTERS = sorted((ASSETS / "adapters" / "mini").iterdir())

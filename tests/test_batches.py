@@ -16,8 +16,8 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from utils import training
 from utils.adapters import attach
 from utils.batches import SMALLER, batch_that_fitted, plan_of, smaller
-from utils.memory import saved_for_backward
 from utils.shares import Plan
+from utils.sizes import saved_for_backward
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 CONFIG = {"learning_rate": 0.1}

@@ -34,9 +34,8 @@ from bench.use import (
     prompts,
     switching_rows,
 )
-from utils.config import PROFILES
+from utils.config import PROFILES, ROOT
 from utils.runs import read_json, write_json
-from utils.settings import ROOT
 
 TRIAL = Sizes(**QUICK)
 

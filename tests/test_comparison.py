@@ -34,7 +34,7 @@ def test_every_method_is_measured_alike(bench, tmp_path):
 
 
 def test_too_little_memory_stops_before_training(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.gpu.free_memory", lambda device: 1000)
+    monkeypatch.setattr("utils.sizes.free_memory", lambda device: 1000)
     with pytest.raises(GpuError, match="are free"):
         measure_run(bench, "positive", "full", 0, tmp_path / "full")
     assert not (tmp_path / "full").exists()

@@ -22,11 +22,10 @@ from datasets import Dataset
 from utils import data, training
 from utils.adapters import attach, scaling_vectors, set_scaling_vectors
 from utils.checkpoints import LOCK, CheckpointError
-from utils.config import PROFILES
+from utils.config import PROFILES, ROOT
 from utils.data import to_blocks
 from utils.runs import BusyError, RunRecord, WriteError, locked, replace_folder, standing, write_atomic
 from utils.saving import find_adapter, load_adapter, save_adapter
-from utils.settings import ROOT
 
 PROFILE = replace(
     PROFILES["mini"], block_length=16, batch_size=8, steps=6, eval_every=2, eval_blocks=8,

@@ -11,7 +11,6 @@ import json
 import shutil
 import struct
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +20,11 @@ from conftest import make_tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extensions import tasks
-from utils import data
-from utils.adapters import AdapterError, attach, load_base
+from utils.adapters import AdapterError, attach
 from utils.checkpoints import CheckpointError, is_whole, load_optimizer, load_rng, save_optimizer, save_rng, seal
-from utils.config import PROFILES
-from utils.data import DataError
-from utils.hub import HubError, model_folder
+from utils.config import PROFILES, ConfigError, override
 from utils.judges import EvaluationError, Judge
-from utils.model_files import model_faults
 from utils.saving import check_tensors, load_adapter, save_adapter
-from utils.settings import ConfigError, override
 
 MEMORY = 700 * 2**20  # bytes that all of these tests together may add to the process
 
@@ -169,43 +162,6 @@ def test_an_adapters_tensors(copied, draw):
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-# --- models ---
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, tokenizer) -> tuple[Path, dict[str, bytes]]:
-    folder = tmp_path_factory.mktemp("model")
-    make_tiny_model().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@tries(700)
-@given(st.data())
-def test_a_models_weights_by_their_header(model, draw):
-    folder = restored(model, "model.safetensors", draw.draw(tensor_files(model[1]["model.safetensors"][:3000])))
-    assert all(isinstance(fault, str) for fault in model_faults(folder))
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
-@tries(40)
-@given(st.data())
-def test_a_models_configuration_and_tokenizer(model, name, draw):
-    folder = restored(model, name, draw.draw(json_files(json.loads(model[1][name]))))
-    try:
-        load_base(replace(PROFILES["gpt2"], model=str(folder), model_revision=None), "cpu")
-    except HubError as error:
-        assert "LAB_GPT2_DIR" in str(error)
-
-
-@pytest.mark.parametrize("change", [{"n_layer": 10**9}, {"n_embd": 10**6}, {"vocab_size": 2**40}, {"n_inner": 10**9}])
-def test_a_configuration_of_another_size_than_the_weights(model, change):
-    content = json.dumps(json.loads(model[1]["config.json"]) | change).encode()
-    folder = restored(model, "config.json", content)
-    with pytest.raises(HubError, match=f"config.json does not fit the weights .{next(iter(change))}"):
-        model_folder(replace(PROFILES["gpt2"], model=str(folder), model_revision=None))
-
-
 # --- checkpoints ---
 
 
@@ -257,66 +213,7 @@ def test_states_that_somebody_made_up(checkpoint, draw):
     torch.set_rng_state(before)
 
 
-# --- tables, texts, settings ---
-
-CSV = b'text,label,source\n"a ""fine"" film, really",1,imdb\nbad<br />one,0,imdb\nshort,1,rotten_tomatoes\n'
-
-
-@tries(600)
-@given(content=broken(CSV))
-def test_the_reviews_table_even_if_its_checksum_were_right(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "reviews.csv"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="SHA-256"):
-        list(data.read_packaged_reviews(path))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "verify_checksum", Path.read_bytes)
-        try:
-            rows = list(data.read_packaged_reviews(path))
-        except DataError as error:
-            assert "install them again" in str(error)
-        else:
-            assert all(isinstance(row["text"], str) and isinstance(row["label"], int) for row in rows)
-
-
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".txt", ".zip"])
-@tries(250)
-@given(st.data())
-def test_the_labs_data(tmp_path_factory, suffix, draw):
-    rows = [{"text": "a", "target": "positive"}, {"text": "b@c", "target": "neutral"}]
-    original = {
-        ".json": json.dumps(rows), ".jsonl": "\n".join(map(json.dumps, rows)), ".txt": "a@positive\nb@c@neutral\n",
-    }.get(suffix, "")  # fmt: skip
-    path = tmp_path_factory.getbasetemp() / f"rows{suffix}"
-    raw = original.encode() if suffix != ".zip" else archive()
-    path.write_bytes(draw.draw(broken(raw)))
-    try:
-        found = tasks.read_phrases(path) if suffix in (".txt", ".zip") else tasks.read_json(path)
-    except DataError as error:
-        assert path.name in str(error)
-    else:
-        assert all(isinstance(row, dict) for row in found)
-
-
-def archive() -> bytes:
-    """PhraseBank's archive, as it is published."""
-    import io
-    import zipfile
-
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("FinancialPhraseBank/Sentences_AllAgree.txt", "a good year@positive\n" * 20)
-    return file.getvalue()
-
-
-def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path):
-    import zipfile
-
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("x/Sentences_AllAgree.txt", bytes(2**27))
-    with pytest.raises(DataError, match="unpacks to more than"):
-        tasks.read_phrases(tmp_path / "bomb.zip")
-
+# --- settings ---
 
 OVERRIDES = ("steps", "=", "4", ",", "seed", "-1", "1e400", "nan", "0x10", "9" * 5000, "top_p", "__class__", " ")
 

@@ -25,11 +25,11 @@ from utils.adapters import (
     trainable_state,
 )
 from utils.config import PROFILES
-from utils.counts import count_parameters, predict_gpt2_groups, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.generation import generate
 from utils.saving import load_adapter, save_adapter
+from utils.sizes import count_parameters, predict_gpt2_groups, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.training import train
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

@@ -21,18 +21,16 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from datasets import Dataset
+from labs import made_tokenizer
 
-from extensions.made_tokenizers import made_tokenizer
 from extensions.models import build_model, load_model
 from extensions.recipes import RECIPES
 from utils import training
 from utils.adapters import AdapterError, attach, load_base, trainable_state
 from utils.checkpoints import SafeTrainer
-from utils.config import PROFILES
+from utils.config import PROFILES, ROOT, HubError
 from utils.data import to_blocks
-from utils.hub import HubError
 from utils.saving import load_adapter, save_adapter
-from utils.settings import ROOT
 
 PLANTED = (
     "adapter_model.bin", "adapter_model.pt", "adapter.pkl", "pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt",

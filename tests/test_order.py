@@ -1,11 +1,9 @@
-"""Cells in another order than from top to bottom: what a notebook needs for that, and what a restarted kernel says.
+"""Cells in another order than from top to bottom: what a notebook needs for that, and what a NameError says.
 
 The notebooks themselves are run so in tests/reorder.py (`make test-order`), which takes minutes.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import nbformat
 import order_rules
@@ -14,10 +12,10 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from notebook_rules import code_cells
-from reorder import compared_text, differences, sections, setup_cell
+from reorder import compared_text, differences, setup_cell
 from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
-from utils import restarts
+from utils.session import RUN_ABOVE, advise_on_missing_names
 
 ALL = (*NOTEBOOKS, *EXTENSIONS)
 
@@ -34,23 +32,12 @@ def test_cells_take_their_names_from_above(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_setup_cell_needs_no_other(name: str) -> None:
     source = setup_cell(read(name)).source
-    assert order_rules.names_read(source) <= restarts.names_made(source) | order_rules.KNOWN
+    assert order_rules.names_read(source) <= order_rules.names_made(source) | order_rules.KNOWN
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_cells_can_be_run_twice(name: str) -> None:
     assert order_rules.can_run_twice(read(name)) == []
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_what_a_section_misses_after_a_restart_has_a_heading(name: str) -> None:
-    notebook = read(name)
-    cells, ready = code_cells(notebook), restarts.names_made(setup_cell(notebook).source)
-    for heading, inside in sections(notebook).items():
-        missing = order_rules.sources_of(inside, cells[: cells.index(inside[0])])
-        for cell in inside:
-            for missed in (missing.keys() & order_rules.names_read(cell.source)) - ready:
-                assert restarts.made_under(missed, cell.source, [ROOT / name]), f"{heading}: {missed}"
 
 
 def lesson(*sources: str) -> NotebookNode:
@@ -123,68 +110,28 @@ def test_differences_are_those_that_nbval_would_find() -> None:
     assert differences(cell, printed("two\n")) == []
 
 
-# --- the message --------------------------------------------------------------------------------------------------
+# --- the advice ---
 
 
-def test_the_last_heading_above_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "lesson.ipynb"
-    nbformat.write(
-        lesson("x, y = 1, 2", "import x", "print(x, y)", "%matplotlib inline\nq = 1", "def z(): q", "x"), path
+def test_a_missing_name_comes_with_advice_and_other_errors_do_not() -> None:
+    sources = (
+        "from utils.session import advise_on_missing_names\nadvise_on_missing_names()\nadvise_on_missing_names()",
+        "print(tokenizer)",
+        "1 / 0",
+        "def f():\n    x\n    x = 1\nf()",
+        "try:\n    tokenizer\nexcept NameError as error:\n    assert str(error).endswith('is not defined')",
     )
-    (tmp_path / "broken.ipynb").write_text('{"cells": [1]}', encoding="utf-8")
-    paths = [tmp_path / "missing.ipynb", tmp_path / "broken.ipynb", path]
-    assert restarts.made_under("x", "print(x, y)", paths) == "Part b"
-    assert restarts.made_under("y", "print(x, y)\n", paths) == "Part a"
-    assert restarts.made_under("z", "x", paths) == "Part e"
-    assert restarts.made_under("z", "print(x, y)", paths) is None  # made below, where "run all above" does not go
-    assert restarts.made_under("q", "x", paths) is None  # in a cell that is not Python, and inside a function
-    assert restarts.made_under("x", "print(x, y)  # changed", paths) is None
-
-
-def test_nothing_happens_outside_a_notebook() -> None:
-    restarts.explain_missing_names()
-
-
-@pytest.fixture(scope="module")
-def shown() -> dict[str, str]:
-    """What a restarted kernel shows where each of the cells fails: cell -> error as name and message."""
-    data, loads = (next(c.source for c in read("02-Train.ipynb").cells if c.id == name) for name in ("data", "fresh"))
-    sources = {
-        "start": "from utils.restarts import explain_missing_names\nexplain_missing_names()\nexplain_missing_names()",
-        "lesson": data, "later": loads, "own": "reslt + 1", "elsewhere": "print(tokenizer)",
-        "library": "exec('tokenizer', {})", "other": "1 / 0",
-        "local": "def f():\n    x\n    x = 1\nf()",
-        "caught": "try:\n    tokenizer\nexcept NameError as error:\n    assert str(error).endswith('is not defined')",
-        "checked": "from utils.checks import Answer, Wrong\ndef f():\n    return profile\ntry:\n    Answer(f)()\n"
-                   "except Wrong as wrong:\n    raise ValueError(str(wrong)) from None",
-    }  # fmt: skip
-    notebook = new_notebook(cells=[new_code_cell(source) for source in sources.values()])
+    notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
     NotebookClient(
         notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(ROOT)}}
     ).execute()
     errors = [[o for o in cell.outputs if o.output_type == "error"] for cell in notebook.cells]
-    return {
-        name: f"{found[0].ename}: {found[0].evalue}" + ("" if found[0].traceback else " (not shown)") if found else ""
-        for name, found in zip(sources, errors, strict=True)
-    }
+    assert [found[0].ename if found else "" for found in errors] == [
+        "", "NameError", "ZeroDivisionError", "UnboundLocalError", "",
+    ]  # fmt: skip
+    advised = [bool(found) and RUN_ABOVE in "".join(found[0].traceback) for found in errors]
+    assert advised == [False, True, False, False, False]
 
 
-def test_a_restarted_kernel_says_what_to_run(shown: dict[str, str]) -> None:
-    assert shown["start"] == ""
-    assert shown["lesson"].startswith("NameError: name 'profile' is not defined. It is made above, under '02 · Train")
-    assert shown["later"].startswith(
-        "NameError: name 'load_base' is not defined. It is made above, under '2 · How many"
-    )
-    assert restarts.RUN_ABOVE in shown["lesson"] and restarts.RUN_ABOVE in shown["later"]
-
-
-def test_other_errors_are_shown_as_they_are(shown: dict[str, str]) -> None:
-    assert shown["own"] == "NameError: name 'reslt' is not defined"
-    assert shown["elsewhere"] == shown["library"] == "NameError: name 'tokenizer' is not defined"
-    assert shown["other"] == "ZeroDivisionError: division by zero"
-    assert shown["local"].startswith("UnboundLocalError") and restarts.RUN_ABOVE not in shown["local"]
-
-
-def test_checks_and_handlers_see_pythons_message(shown: dict[str, str]) -> None:
-    assert shown["caught"] == ""
-    assert "name 'profile' is not defined" in shown["checked"] and restarts.RUN_ABOVE not in shown["checked"]
+def test_nothing_happens_outside_a_notebook() -> None:
+    advise_on_missing_names()

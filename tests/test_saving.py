@@ -11,7 +11,8 @@ from conftest import make_tiny_model
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from utils import adapters, counts, saving
+from study.audit import counts
+from utils import adapters, saving
 from utils.adapters import AdapterError, attach
 from utils.config import PROFILES
 from utils.generation import generate

@@ -14,10 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 from extensions.recipes import MT0_FULL
 from utils import scale
 from utils.adapters import attach
-from utils.counts import count_parameters, predict_t5_count
-from utils.memory import saved_for_backward
+from utils.config import ROOT
+from utils.lab_counts import predict_t5_count
 from utils.places import attach_recipe
-from utils.settings import ROOT
+from utils.sizes import count_parameters, saved_for_backward
 from utils.step_times import idle_optimizer
 
 SIZES = {size.name: size for size in scale.sizes()}

@@ -10,10 +10,10 @@ from datasets import Dataset
 from utils import training
 from utils.adapters import attach, base_fingerprint, scaling_vectors, set_scaling_vectors
 from utils.config import PROFILES
-from utils.counts import count_parameters
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.runs import RunRecord
+from utils.sizes import count_parameters
 
 PROFILE = replace(
     PROFILES["mini"],

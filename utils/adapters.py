@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from pathlib import Path
 
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
@@ -17,10 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from utils.config import Profile
-from utils.counts import LORA_RANK, PREFIX_TOKENS, bottleneck_size, is_adapter, is_head
+from utils.config import Profile, load_pretrained
 from utils.gpu import pick_device
-from utils.hub import GPT2_WAYS, HubError, model_folder
+from utils.sizes import LORA_RANK, PREFIX_TOKENS, bottleneck_size, is_adapter, is_head
 
 METHODS = {
     "base": "base (nothing trained)",
@@ -50,12 +50,16 @@ def load_base(
 
     Raises `HubError` where the files cannot be had or used.
     """
-    folder = model_folder(profile)
-    try:
-        model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file makes the libraries say
-        raise HubError(f"{folder} holds no usable GPT-2 ({error}): get its files again.\n{GPT2_WAYS}") from error
+
+    def load(name: str | Path, **options: object) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
+        model, info = GPT2LMHeadModel.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+        if info["missing_keys"]:
+            raise ValueError(f"its weights have no {min(info['missing_keys'])}")
+        return model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+
+    model, tokenizer = load_pretrained(profile, load)
     model.config.loss_type = "ForCausalLM"
     # Adapters record this name; a repository id or a folder name, never a path of the machine they were made on.
     model.config._name_or_path = model.name_or_path = profile.model_name

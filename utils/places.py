@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from extensions.recipes import Recipe
 from utils.adapters import AdapterError, carries_adapter, linear_modules
-from utils.counts import is_head
+from utils.sizes import is_head
 
 
 def recipe_config(recipe: Recipe, model: PreTrainedModel | None = None) -> IA3Config:

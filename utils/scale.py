@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from transformers import GPT2Config, T5Config
 
 from utils.config import ASSETS
-from utils.counts import inner_size, predict_gpt2_groups, predict_ia3_count, predict_t5_count
-from utils.memory import FLOAT32
+from utils.lab_counts import predict_t5_count
+from utils.sizes import FLOAT32, inner_size, predict_gpt2_groups, predict_ia3_count
 
 BFLOAT16 = 2  # bytes
 ADAMW = 2 * FLOAT32  # bytes a number: both moments (Kingma and Ba 2015)
