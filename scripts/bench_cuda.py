@@ -22,8 +22,8 @@ from utils.adapters import attach
 from utils.flops import training_flops
 from utils.generation import _left_pad, evaluation_mode
 from utils.gpu import autocast, pick_device
+from utils.step_times import idle_optimizer
 from utils.timing import interleave, seconds
-from utils.training import idle_optimizer
 
 AIM_SECONDS = 60.0  # of training, for the gpt2 profile on one H200
 LONGEST = 512  # tokens of a review in the comparison of padded and flattened batches

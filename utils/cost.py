@@ -21,8 +21,9 @@ from utils.config import ASSETS, PROFILES, Profile
 from utils.generation import latency
 from utils.gpu import PeakMemory, saved_for_backward
 from utils.runs import read_json
+from utils.step_times import idle_optimizer, step_ratios, step_seconds
 from utils.timing import seconds
-from utils.training import idle_optimizer, step_ratios, step_seconds, trainable_bytes
+from utils.training import trainable_bytes
 
 Row = dict[str, str | float | int | None]
 
