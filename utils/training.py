@@ -202,7 +202,7 @@ def train(
             for left in ("forward", "_original_forward", "_is_accelerate_prepared"):  # by Accelerate
                 vars(model).pop(left, None)
             if checkpointing:
-                model.gradient_checkpointing_disable()
+                model.activation_checkpointing_disable()
             model.config.use_cache = use_cache
             model.eval()
 
