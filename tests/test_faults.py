@@ -18,14 +18,15 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from datasets import Dataset
+from utils.checkpoints import CheckpointError
 
 from utils import data, training
 from utils.adapters import attach, scaling_vectors, set_scaling_vectors
-from utils.checkpoints import LOCK, CheckpointError
 from utils.config import PROFILES, ROOT
 from utils.data import to_blocks
 from utils.runs import BusyError, RunRecord, WriteError, locked, replace_folder, standing, write_atomic
 from utils.saving import find_adapter, load_adapter, save_adapter
+from utils.training import LOCK
 
 PROFILE = replace(
     PROFILES["mini"], block_length=16, batch_size=8, steps=6, eval_every=2, eval_blocks=8,

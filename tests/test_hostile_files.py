@@ -19,9 +19,10 @@ import torch
 from conftest import make_tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from utils.checkpoints import CheckpointError, load_optimizer, load_rng, save_optimizer, save_rng, seal
 
+from grading.submit import is_whole
 from utils.adapters import AdapterError, attach
-from utils.checkpoints import CheckpointError, is_whole, load_optimizer, load_rng, save_optimizer, save_rng, seal
 from utils.config import PROFILES, ConfigError, override
 from utils.judges import EvaluationError, Judge
 from utils.saving import check_tensors, load_adapter, save_adapter

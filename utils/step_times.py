@@ -1,7 +1,4 @@
-"""Time of an optimiser step of several models, as ratios from one interleaved run.
-
-Reached through `training.py`. Not for: training itself, or times of generation (`generation.py`).
-"""
+"""Time of an optimiser step of several models, as ratios from one interleaved run."""
 
 from __future__ import annotations
 
