@@ -18,11 +18,11 @@ from study.ablations import (
     few_shot_rows,
     measure_ablation,
     scores_by_gradient,
+    share_factors,
     study_rows,
 )
 from utils.adapters import scaling_vectors
 from utils.counts import count_parameters, predict_ia3_count, predict_lora_count
-from utils.rivals import share_factors
 from utils.runs import RunRecord
 
 STUDIES = [a for a in ABLATIONS if a.study != "few-shot"]

@@ -72,20 +72,6 @@ def hold(parameter: nn.Parameter, free: Tensor) -> None:
     parameter.register_hook(lambda gradient: gradient * free.to(gradient))
 
 
-def share_factors(parameter: nn.Parameter, size: int) -> None:
-    """Let each `size` neighbouring entries (they start equal) stay equal: a hook gives all of them their mean gradient.
-
-    Adam treats equal gradients equally, so one number is learned for the group, and the others count as held.
-    """
-    parameter.held = parameter.numel() - parameter.numel() // size
-
-    def mean_of_group(gradient: Tensor) -> Tensor:
-        groups = gradient.reshape(-1, size)
-        return groups.mean(1, keepdim=True).expand_as(groups).reshape(gradient.shape)
-
-    parameter.register_hook(mean_of_group)
-
-
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """What a run of any method has to keep: copies of the parameters that want a gradient, by name, on the CPU."""
     return {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if p.requires_grad}

@@ -32,14 +32,12 @@ from utils.recipe import Recipe
 from utils.rivals import load_trainable_state, trainable_state
 from utils.runs import RunRecord, environment
 from utils.shares import Plan
-from utils.step_times import idle_optimizer, step_ratios, step_seconds
 from utils.storage import base_fingerprint
 from utils.trainer import BlockTrainer, PerLabelTrainer, Progress
 
 __all__ = [
-    "RECORD", "RUNNING", "DivergedError", "TrainingError", "check_finite", "idle_optimizer", "readable_history",
-    "resume_point", "start_over", "step_ratios", "step_seconds", "summary", "train", "trainable_bytes",
-    "training_arguments",
+    "RECORD", "RUNNING", "DivergedError", "TrainingError", "check_finite", "readable_history", "resume_point",
+    "start_over", "summary", "train", "trainable_bytes", "training_arguments",
 ]  # fmt: skip
 
 RECORD, RUNNING = "run.json", "running.json"  # of a finished run; of one that is not, or was interrupted
