@@ -143,14 +143,14 @@ def verdict_is_consistent(claim: Claim, assets: Path = ASSETS) -> bool | None:
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
-def show(value: Value | None, unit: str = "") -> str:
+def as_text(value: Value | None, unit: str = "") -> str:
     """A value as text: integers with separators, other numbers with three significant digits, then the unit."""
     if value is None:
         return NOT_MEASURED
     if isinstance(value, Estimate):
         text = f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
     elif isinstance(value, list):
-        text = " of ".join(map(show, value))
+        text = " of ".join(map(as_text, value))
     elif isinstance(value, bool):
         text = "yes" if value else "no"
     else:
@@ -174,7 +174,7 @@ def source(evidence: Mapping) -> str:
 def explain(claim: Claim, assets: Path = ASSETS) -> str:
     """The claim's `why` with our numbers in it."""
     named = {"ours": claim.evidence} | claim.also
-    return claim.why.format(**{name: show(find(e, assets), e.get("unit", "")) for name, e in named.items()})
+    return claim.why.format(**{name: as_text(find(e, assets), e.get("unit", "")) for name, e in named.items()})
 
 
 def audit_table(claims: Sequence[Claim], assets: Path = ASSETS) -> str:
@@ -186,7 +186,7 @@ def audit_table(claims: Sequence[Claim], assets: Path = ASSETS) -> str:
     for claim in claims:
         ours = find(claim.evidence, assets)
         says = f"{claim.document}: {claim.number or 'no number'}"
-        found, verdict = show(ours, claim.evidence.get("unit", "")), NOT_MEASURED if ours is None else claim.verdict
+        found, verdict = as_text(ours, claim.evidence.get("unit", "")), NOT_MEASURED if ours is None else claim.verdict
         lines += _beside([claim.claim, says, found, verdict])
         lines += _below("tested", f"{claim.test} [{source(claim.evidence)}]")
         lines += [*(_below("why", explain(claim, assets)) if ours is not None else []), ""]

@@ -17,7 +17,8 @@ from bench import growth as bench_growth
 from bench import report as bench_report
 from bench import training as bench_training
 from bench import use as bench_use
-from bench.rows import QUICK, SHAPES, Sizes, make_model, own_process, reached, row, sizes, unmeasured
+from bench.report import reached
+from bench.rows import QUICK, SHAPES, Sizes, make_model, own_process, row, sizes, unmeasured
 from utils.runs import read_json, write_json
 from utils.settings import ROOT
 

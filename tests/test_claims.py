@@ -20,6 +20,7 @@ from study.claims import (
     VERDICTS,
     Claim,
     agrees,
+    as_text,
     audit_table,
     explain,
     find,
@@ -30,7 +31,6 @@ from study.claims import (
 )
 from utils.config import ASSETS, PROFILES
 from utils.metrics import Estimate
-from utils.plots import show
 from utils.runs import RunRecord, write_json
 
 CLAIMS = load_claims()
@@ -146,7 +146,7 @@ def test_any_edit_of_the_record_is_found(measured):
 @each_claim
 def test_every_verdict_is_the_one_the_numbers_give(claim):
     answer = verdict_is_consistent(claim)
-    assert answer is not False, f"{claim.verdict!r} does not go with {show(find(claim.evidence))}"
+    assert answer is not False, f"{claim.verdict!r} does not go with {as_text(find(claim.evidence))}"
     if claim.evidence["kind"] in ("audit", "test", "published"):
         assert answer is True
 
@@ -240,10 +240,10 @@ def test_agreement(ours, check, answer):
 
 def test_values_as_text():
     values = [64512, 0.05181, 1.2e-6, True, "ValueError", [3, 4], Estimate(-12.5, -30, 5, 3), None]
-    assert [show(value) for value in values] == [
+    assert [as_text(value) for value in values] == [
         "64,512", "0.0518", "1.2e-06", "yes", "ValueError", "3 of 4", "-12.5 [-30, 5]", NOT_MEASURED,
     ]  # fmt: skip
-    assert show(0.5, "%") == "0.5 %" and show(None, "%") == NOT_MEASURED
+    assert as_text(0.5, "%") == "0.5 %" and as_text(None, "%") == NOT_MEASURED
 
 
 def test_the_table_shows_every_claim_within_the_width_of_a_notebook(copied):
