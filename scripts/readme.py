@@ -29,13 +29,13 @@ sys.path.insert(0, str(ROOT))
 from bench.report import NO_GPU, aim_text, all_rows, machine, ratio_text  # noqa: E402
 from bench.rows import processor_units  # noqa: E402
 from exercises import EXERCISES  # noqa: E402
+from extensions.recipes import RECIPES, with_data  # noqa: E402
+from extensions.runs import METHOD_NAMES, reference_runs  # noqa: E402
 from study.claims import load_claims, tally  # noqa: E402
 from study.comparison import summarise, usable_runs  # noqa: E402
 from utils.adapters import METHODS  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402
-from utils.lab_runs import METHOD_NAMES, reference_runs  # noqa: E402
 from utils.plots import dial_figure  # noqa: E402
-from utils.recipes import RECIPES, with_data  # noqa: E402
 from utils.runs import RunRecord, environment, read_json, write_json  # noqa: E402
 
 README = ROOT / "README.md"
@@ -48,16 +48,12 @@ ALT = (
     "left to right, by both judges. Below: the perplexity of real reviews under the turned model, and of its own text "
     "under the base, both relative to the base model."
 )
-NOTEBOOKS = (  # file, goal, artefact in, artefact out
-    ("01-Setup.ipynb", "check the computer, meet the reviews and GPT-2, build (IA)³ by hand", "-",
-     "judges, the base model's scores"),
-    ("02-Train.ipynb", "configure, train, look at the learned vectors, save", "profile and reviews",
-     "`artifacts/<profile>/adapters`"),
-    ("03-Inference.ipynb", "reload, judge, merge, switch adapters, turn the dial",
-     "adapters of 02, or `assets/adapters`", "`artifacts/<profile>/dial.json`"),
-    ("04-Compare.ipynb", "(IA)³ beside six other methods, by quality and by cost; ablations; claims put to the test",
-     "`assets/runs`, your run of 02", "a run of LoRA, `artifacts/<profile>/live`"),
-)  # fmt: skip
+NOTEBOOKS = {
+    "01-Setup.ipynb": "check the computer, meet the reviews and GPT-2, build (IA)³ by hand",
+    "02-Train.ipynb": "configure, train, look at the learned vectors, save",
+    "03-Inference.ipynb": "reload, judge, merge, switch adapters, turn the dial",
+    "04-Compare.ipynb": "(IA)³ beside six other methods, by quality and by cost; ablations; claims put to the test",
+}
 LABS = (  # lab, document, what it adds, the data of its small model beside the recipe's own
     ("bert-paraphrase", "001", "an encoder; who trains the classification head; accuracy and F1", "mrpc"),
     ("mt0-sentiment", "002", "an encoder-decoder; a training loop written out; labels that are text; sharing",
@@ -82,16 +78,41 @@ def refuse(excluded: Sequence[str]) -> None:
         sys.exit(f"the pages cannot be written from these records: {'; '.join(excluded)}")
 
 
-def base_part(assets: Path) -> str:
-    """The embedded model in one sentence."""
-    record = read_json(assets / "mini-gpt2" / "pretraining.json")
+def picture_part(assets: Path) -> str:
+    """The dial's figure."""
+    there = (assets / "runs" / "mini" / "dial.json").is_file()
+    return f"![{ALT}]({PICTURE.as_posix()})\n" if there else "The strength dial: not measured.\n"
+
+
+def ladder_part(assets: Path) -> str:
+    """One prompt continued at each strength, and the judge's probability that the text is positive."""
+    record = read_json(assets / "runs" / "mini" / "ladder.json")
     if not record:
-        return "Size and quality of the embedded model: not measured.\n"
-    bits = record["bits_per_byte"]
-    return (
-        f"The embedded model has {record['parameters']:,} parameters and reaches {bits['test']:.2f} bits per byte on "
-        f"test reviews ({bits['validation']:.2f} on validation reviews). Its card is `assets/mini-gpt2/README.md`.\n"
-    )
+        return "One prompt at several strengths: not measured.\n"
+    rows = []
+    for row in record["rows"]:
+        text = " ".join(row["text"].replace("|", "\\|").split())
+        strength = f"{row['strength']:+g}" if row["strength"] else "0 (base)"
+        rows.append([strength, f"**{record['prompt']}** {text}", f"{row['probability']:.2f}"])
+    return table(["a", "text", "positive"], rows)
+
+
+def methods_part(assets: Path) -> str:
+    """A line a method of the `mini` profile: what it trains, what comes of it, how long its step takes."""
+    records = reference_records(assets, "mini")
+    if not records:
+        return "The methods beside each other: not measured.\n"
+    costs = read_json(assets / "runs" / "mini" / "cost.json").get("rows", [])
+    steps = {row["method"]: row["step_ratio"] for row in costs}
+    rows = []
+    for row in summarise(records, ["trainable"]):
+        step = steps.get(row["method"])
+        rows.append([METHODS[row["method"]], f"{row['trainable']:,}", positive_range(records, row["method"]),
+                     f"{step:.2f}" if step else "not measured"])  # fmt: skip
+    seeds = len({record.seed for record in records})
+    titles = ["method", "trained numbers", f"positive texts, mean (lowest to highest of {seeds} seeds)",
+              "time of a step, x full fine-tuning"]  # fmt: skip
+    return table(titles, rows)
 
 
 def dial_part(assets: Path) -> str:
@@ -112,9 +133,8 @@ def dial_part(assets: Path) -> str:
     texts = rows[0]["positivity"]["n"]
     titles = ["strength a", "positive, words judge", "positive, characters judge", "perplexity of real reviews, x base",
               "perplexity of its own text, x base"]  # fmt: skip
-    return (
-        f"![{ALT}]({PICTURE.as_posix()})\n\n"
-        f"The contrast of two adapters in numbers ({len(base)} seeds, about {texts} texts each; in brackets the "
+    return picture_part(assets) + (
+        f"\nThe contrast of two adapters in numbers ({len(base)} seeds, about {texts} texts each; in brackets the "
         f"lowest and the highest seed):\n\n{table(titles, lines)}"
     )
 
@@ -123,25 +143,37 @@ def _range(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
+def reference_records(assets: Path, name: str) -> list[RunRecord]:
+    """The profile's runs of every method on positive reviews, which must all fit together; none where none was made."""
+    folder = assets / "runs" / name
+    first = next(folder.glob("positive-*.json"), None)
+    if first is None:
+        return []
+    records, excluded = usable_runs(folder, PROFILES[name], read_json(first)["config"]["base"])
+    refuse(excluded)
+    records = [record for record in records if record.task == "positive"]
+    return [record for method in METHODS for record in records if record.method == method != "base"]
+
+
+def positive_range(records: Sequence[RunRecord], method: str) -> str:
+    """Share of positive texts: the mean, the lowest and the highest seed."""
+    return _range([record.metrics["positivity"]["value"] for record in records if record.method == method])
+
+
 def runs_part(assets: Path) -> str:
     """For each profile: what was measured, on what, a line a method."""
     texts = []
     for name, path in (("mini", "Laptop path"), ("gpt2", "GPU path")):
-        profile, folder = PROFILES[name], assets / "runs" / name
-        heading = f"**{path}**, {describe(profile)}:"
-        first = next(folder.glob("positive-*.json"), None)
-        if first is None:
+        heading, records = f"**{path}**, {describe(PROFILES[name])}:", reference_records(assets, name)
+        if not records:
             texts.append(f"{heading} not measured.\n")
             continue
-        records, excluded = usable_runs(folder, profile, read_json(first)["config"]["base"])
-        refuse(excluded)
-        records = [record for method in METHODS for record in records if record.method == method != "base"]
-        records = [record for record in records if record.task == "positive"]
         hardware = {f"{r.hardware['device']}, {r.hardware['name']}, {r.hardware['cores']} cores" for r in records}
-        rows = []
-        for row in summarise(records, ["trainable", "bytes_on_disk"]):
-            shares = [record.metrics["positivity"]["value"] for record in records if record.method == row["method"]]
-            rows.append([METHODS[row["method"]], f"{row['trainable']:,}", f"{row['bytes_on_disk']:,}", _range(shares)])
+        rows = [
+            [METHODS[row["method"]], f"{row['trainable']:,}", f"{row['bytes_on_disk']:,}",
+             positive_range(records, row["method"])]
+            for row in summarise(records, ["trainable", "bytes_on_disk"])
+        ]  # fmt: skip
         seeds = len({record.seed for record in records})
         titles = ["method", "trained numbers", "file, bytes",
                   f"positive texts, mean (lowest to highest of {seeds} seeds)"]  # fmt: skip
@@ -230,13 +262,13 @@ def score_cells(runs: list[RunRecord], metric: str) -> list[str]:
 
 
 def notebooks_part(assets: Path) -> str:
-    """The four notebooks: goal, minutes of a replay, what comes in and goes out."""
+    """The four notebooks: goal, minutes of a replay."""
     replay = read_json(assets / "runs" / "mini" / "replay.json")
     rows = []
-    for file, goal, before, after in NOTEBOOKS:
+    for file, goal in NOTEBOOKS.items():
         minutes = f"{replay['seconds'][file] / 60:.1f}" if replay else "not measured"
-        rows.append([f"[{file.removesuffix('.ipynb')}]({file})", goal, minutes, before, after])
-    text = table(["notebook", "goal", "minutes", "comes in", "goes out"], rows)
+        rows.append([f"[{file.removesuffix('.ipynb')}]({file})", goal, minutes])
+    text = table(["notebook", "goal", "minutes"], rows)
     if replay:
         hardware = replay["hardware"]
         units = f" ({hardware['units']})" if "units" in hardware else ""
@@ -245,8 +277,9 @@ def notebooks_part(assets: Path) -> str:
 
 
 PARTS: dict[str, Callable[[Path], str]] = {  # each stands once in one of the pages
-    "dial": dial_part, "notebooks": notebooks_part, "base": base_part, "runs": runs_part, "audit": audit_part,
-    "exercises": exercises_part, "grading": grading_part, "labs": labs_part, "bench": bench_part,
+    "picture": picture_part, "ladder": ladder_part, "exercises": exercises_part, "notebooks": notebooks_part,
+    "methods": methods_part, "dial": dial_part, "runs": runs_part, "audit": audit_part, "labs": labs_part,
+    "bench": bench_part, "grading": grading_part,
 }  # fmt: skip
 
 

@@ -85,7 +85,13 @@ def test_ci_run_is_executable_bash_and_calls_targets_that_exist() -> None:
     assert script.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", script], check=True)
     called = re.findall(r"^make (\S+)", script.read_text(encoding="utf-8"), re.MULTILINE)
-    assert called == ["course", "test-extensions", "test"] and set(called) <= TARGETS
+    assert called == ["course", "test-extensions", "test-slow", "test"] and set(called) <= TARGETS
+
+
+def test_slow_tests_run_in_ci_and_not_in_make_test() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert 'pytest tests -m "not slow"' in makefile and "pytest tests -m slow\n" in makefile
+    assert "make test-slow" in commands(ROOT / ".github" / "workflows" / "cpu.yml")
 
 
 def test_no_step_hides_a_failure() -> None:
