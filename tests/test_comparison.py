@@ -13,7 +13,7 @@ from utils.adapters import METHODS
 from utils.config import PROFILES
 from utils.gpu import GpuError
 from utils.metrics import Estimate
-from utils.runs import RunError, RunRecord
+from utils.runs import RunRecord
 from utils.saving import load_adapter
 
 
@@ -136,5 +136,5 @@ def test_paired_difference_uses_common_seeds_only():
     values = {("ia3", 0): 1.0, ("ia3", 1): 2.0, ("ia3", 2): 9.0, ("full", 0): 0.5, ("full", 1): 1.5}
     runs = [record(m, s, metrics={"best_loss": value}) for (m, s), value in values.items()]
     assert paired_difference(runs, "ia3", "full", "best_loss") == Estimate(0.5, 0.5, 0.5, 2)
-    with pytest.raises(RunError, match="no seed has best_loss of both ia3 and lora"):
+    with pytest.raises(ValueError, match="no values"):
         paired_difference(runs, "ia3", "lora", "best_loss")
