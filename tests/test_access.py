@@ -101,15 +101,12 @@ def test_simulation_takes_red_and_green_away_and_leaves_grey() -> None:
     )
 
 
-def test_contrast_is_that_of_the_standard() -> None:
+def test_contrast_is_that_of_the_standard_and_methods_have_marks_besides_their_colour() -> None:
     assert style.contrast("white", "black") == pytest.approx(21) and style.contrast("#777777", "white") < 4.5
     assert style.contrast("#767676", "white") > 4.5  # the grey that WCAG's own examples stop at
     for level in range(256):
         background = [level / 255] * 3
         assert style.contrast(style.ink_on(background), background) >= TEXT_CONTRAST
-
-
-def test_methods_have_a_mark_of_their_own_besides_the_colour() -> None:
     marks = [(marker, line) for _, marker, line in style.STYLES.values()]
     assert style.STYLES.keys() == METHODS.keys()
     assert len({marker for marker, _ in marks}) == len(marks)

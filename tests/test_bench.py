@@ -49,6 +49,8 @@ def on_a_cpu(monkeypatch, tmp_path):
     small = replace(PROFILES["mini"], batch_size=2, block_length=16)
     monkeypatch.setattr(bench_growth, "PROFILES", {"mini": small})
     monkeypatch.setitem(bench_training.PROFILE_OF, "tiny", small)
+    monkeypatch.setitem(bench_training.WHOLE, "tiny", 32)
+    monkeypatch.setattr(bench_training, "DOCUMENT_LENGTH", 16)
     monkeypatch.setattr(bench_main, "KEPT", tmp_path / "assets" / "runs" / "bench.json")
 
 

@@ -150,18 +150,6 @@ def test_the_record_is_what_is_measured_today(measured):
     assert RECORD["versions"]["peft"] and RECORD["hardware"]["name"]
 
 
-@pytest.mark.timeout(1200)
-def test_any_edit_of_the_record_is_found(measured):
-    for name, value in RECORD["values"].items():
-        if isinstance(value, bool):
-            edited = not value
-        elif isinstance(value, (int, float)):
-            edited = (value or 0.01) * (20 if name in ROUNDING else 1.01) if isinstance(value, float) else value + 1
-        else:
-            edited = value[::-1]
-        assert as_measured(RECORD["values"] | {name: edited}, measured) == [name]
-
-
 @each_claim
 def test_every_verdict_is_the_one_the_numbers_give(claim):
     answer = verdict_is_consistent(claim)

@@ -45,7 +45,7 @@ def dial_rows(curves=("dial", "contrast"), seeds=(0, 1), strengths=(-1, 0, 1, 2)
     ]  # fmt: skip
 
 
-def test_dial_shows_mean_positivity_of_both_judges_for_both_curves():
+def test_dial_shows_mean_positivity_of_both_judges_and_a_band_over_all_seeds():
     top = plots.dial_figure(dial_rows())
     data = [drawn for drawn in top.get_lines() if len(drawn.get_xdata()) == 4]
     assert [drawn.get_linestyle() for drawn in data] == ["-", "--", "-", "--"]
@@ -54,9 +54,6 @@ def test_dial_shows_mean_positivity_of_both_judges_for_both_curves():
     assert np.allclose(data[1].get_ydata(), [0.45, 0.5, 0.55, 0.6])
     assert data[0].get_color() != data[2].get_color()
     assert len(top.collections) == 2  # one band a curve
-
-
-def test_dial_band_covers_the_intervals_of_all_seeds():
     rows = dial_rows(curves=("dial",))
     rows[0] = rows[0] | {"positivity": Estimate(0.4, 0.02, 0.97, 9)}
     (band,) = plots.dial_figure(rows).collections
@@ -73,26 +70,20 @@ def test_dial_perplexity_is_relative_to_the_base():
     assert labelled(texts) and "real" in reviews.get_ylabel() and "own" in texts.get_ylabel()
 
 
-def test_dial_needs_the_base_model():
+def test_dial_needs_the_base_model_and_neither_seed_nor_curve():
     with pytest.raises(ValueError, match="measure strength 0"):
         plots.dial_figure(dial_rows(strengths=(1, 2)))
-
-
-def test_dial_of_one_adapter_without_seed_or_curve():
     rows = [{k: v for k, v in row.items() if k not in ("seed", "curve")} for row in dial_rows(("dial",), (0,))]
     top = plots.dial_figure(rows[::-1])  # any order
     assert list(top.get_lines()[0].get_xdata()) == [-1, 0, 1, 2]
     assert len(top.collections) == 1
 
 
-def test_lengths_histogram_counts_every_label():
+def test_histogram_and_bar_count_what_they_are_given():
     ax = plots.lengths_histogram({"positive": [100, 200, 300], "negative": [50, 60, 90]}, block_length=128)
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert {"positive: 3, median 200 words", "negative: 3, median 60 words", "one training block: 128"} == set(texts)
     assert labelled(ax)
-
-
-def test_parameter_bar_writes_counts_and_shares():
     ax = plots.parameter_bar({"attention": 750, "feed-forward": 250}, {"(IA)³": 1})
     assert [round(bar.get_width() * 1e6) for bar in ax.patches] == [750, 250, 1]
     texts = [text.get_text().split() for text in ax.texts]
@@ -127,16 +118,13 @@ def vectors(layers=11, width=8):
     return made
 
 
-def test_heatmap_is_the_mean_distance_from_one_by_layer_and_part():
+def test_heatmap_is_the_mean_distance_from_one_and_the_unit_map_is_centred_there():
     ax = plots.vector_heatmap(vectors())
     means = ax.images[0].get_array()
     assert means.shape == (11, 4)
     assert np.allclose(means[10], [1.0, 2.0, 3.0, 0.1])
     assert np.allclose(means[2], [0.2, 0.4, 0.6, 0.02])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["q", "k", "v", "ff"]
-
-
-def test_unit_map_is_centred_at_one():
     ax = plots.unit_map(vectors())
     image = ax.images[0]
     assert image.get_array().shape == (11, 3 * 8 + 32)
@@ -150,13 +138,10 @@ def run(method, seed, losses):
     return RunRecord("finished", method, "mini", "id", {}, seed, history=history)
 
 
-def test_a_curve_that_starts_above_the_base_is_measured_from_the_base():
+def test_learning_curves_are_means_over_seeds_measured_from_the_base():
     ax = plots.learning_curves([run("ia3", 0, [5, 4]), run("prefix", 0, [9, 4.5])])
     assert list(line(ax, "prefix tuning: best -0.5000").get_ydata()) == [4, -0.5]
     assert ax.get_ylim()[1] < 4  # its start is outside
-
-
-def test_learning_curves_are_means_over_seeds():
     ax = plots.learning_curves([run("ia3", 0, [5, 4]), run("ia3", 1, [5, 3]), run("new-method", 0, [5, 2])])
     mean = line(ax, "(IA)³: best -1.5000 (mean of 2 seeds)")
     assert list(mean.get_ydata()) == [0, -1.5]

@@ -188,7 +188,7 @@ def test_refresh_leaves_a_notebook_that_did_not_finish(
     assert code(tmp_path / "build" / "refresh" / "small.ipynb")[0].outputs[0].text == "half"
 
 
-def test_normalise_drops_widgets_and_editor_metadata_and_keeps_what_grades() -> None:
+def test_normalise_drops_widgets_and_editor_metadata_and_gives_exercises_their_grade_id() -> None:
     widget = new_output("display_data", {refresh.WIDGET: {"model_id": "1"}, "text/plain": "IntSlider()"})
     kept = {"tags": ["nbval-ignore-output"], "nbgrader": {"grade": True}}
     noise = {"execution": {"iopub.execute_input": "2030"}, "scrolled": True}
@@ -198,10 +198,6 @@ def test_normalise_drops_widgets_and_editor_metadata_and_keeps_what_grades() -> 
     assert notebook.cells[0].id == "mine" and notebook.cells[0].execution_count == 1
     assert "widgets" not in notebook.metadata and notebook.metadata["course"] == "IA3"
     nbformat.validate(notebook)
-
-
-def test_normalise_gives_cells_of_exercises_their_grade_id() -> None:
-    """A copied exercise: JupyterLab draws new ids, and shows them nowhere."""
     pasted = [new_code_cell("1", id="9d2f", metadata={"nbgrader": {"grade_id": "ex-1-7"}}), new_code_cell("2", id="b")]
     assert [cell.id for cell in refresh.normalise(new_notebook(cells=pasted)).cells] == ["ex-1-7", "b"]
 

@@ -65,7 +65,7 @@ def test_closed_form_is_the_count_for_random_sizes(method, seed):
     assert count_parameters(model).trainable == predict_trainable(config, method)
 
 
-def test_counts_on_gpt2():
+def test_counts_on_gpt2_by_method_part_and_rank():
     counts = {}
     for method in METHODS:
         with torch.device("meta"):
@@ -74,16 +74,10 @@ def test_counts_on_gpt2():
         "base": 0, "ia3": 64_512, "ia3_kv": 55_296, "lora": 294_912, "bitfit": 102_144, "prefix": 368_640,
         "bottleneck": 1_189_632, "full": 124_439_808,
     }  # fmt: skip
-
-
-def test_forms_of_parts_and_ranks():
     config = GPT2Config()
     assert predict_ia3_count(config, feedforward=False) == 27_648
     assert predict_ia3_count(config, attention=False) == 36_864
     assert predict_lora_count(config, rank=16) == 2 * predict_lora_count(config)
-
-
-def test_what_a_method_adds_is_counted_as_adapter():
     for method in ("ia3", "lora", "prefix", "bottleneck"):
         count = count_parameters(attach(make_tiny_model(), method))
         assert count.groups["adapter"] == count.trainable == count.total - count_parameters(make_tiny_model()).total

@@ -23,7 +23,7 @@ from utils.made_tokenizers import made_tokenizer
 from utils.recipes import RECIPES, with_data
 from utils.scoring import accuracy, class_logits, confusion, exact_match, f1, label_scores, normal, write_texts
 from utils.standins import wheel_folder
-from utils.tasks import load_task, made_pairs, scored_pairs, split_rows
+from utils.tasks import load_task, scored_pairs, split_rows
 
 LABS = tuple(RECIPES)
 BERT, MT0, BLOOM = (RECIPES[lab]["mini"] for lab in LABS)
@@ -101,16 +101,6 @@ def test_scores_become_classes_and_mrpcs_sentences_stay_out():
     line = "main-news\t{}\t2012test\t0001\t{}\tA plane takes off.\tAn air plane takes off."
     text = "\n".join(line.format(*given) for given in (("MSRvid", 4), ("MSRvid", 3.9), ("MSRvid", 2.9), ("MSRpar", 5)))
     assert [row["label"] for row in scored_pairs(text)] == [1, 0]
-
-
-def test_without_the_package_pairs_are_made_of_film_reviews(monkeypatch, capsys):
-    monkeypatch.setattr(tasks, "wheel_folder", lambda wheel: None)
-    parts = load_task(BERT)
-    assert "not installed" in capsys.readouterr().out and len(parts["train"]) == BERT.train_examples
-    made = made_pairs(["a warm and funny film", "a dull and empty film about nothing"] * 20, seed=0)
-    for row in made["train"]:
-        first, second = row["sentence1"].split(), row["sentence2"].split()
-        assert row["label"] == (len(second) == len(first) - 1 and set(second) <= set(first))
 
 
 def test_rotten_tomatoes_sentences_and_the_limits_of_a_recipe():
@@ -322,7 +312,7 @@ def test_label_texts_and_prompts_that_are_too_long(t5):
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def test_f1_is_scikit_learns_with_an_interval_that_is_always_the_same():
+def test_f1_is_scikit_learns_and_exact_match_forgives_case_spaces_and_a_full_stop():
     rng = np.random.default_rng(0)
     actual, predicted = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
     found = f1(predicted, actual)
@@ -335,9 +325,6 @@ def test_f1_is_scikit_learns_with_an_interval_that_is_always_the_same():
     for wrong in (([1], [1, 0]), ([], [])):
         with pytest.raises(EvaluationError, match="give one for each"):
             accuracy(*wrong)
-
-
-def test_exact_match_forgives_case_spaces_and_a_full_stop():
     assert normal(" Positive . ") == "positive" and normal("答案是7。") == "答案是7"
     assert exact_match(["Positive.", "negative", "pos"], ["positive", "positive", "positive"]).value == pytest.approx(
         1 / 3
@@ -365,7 +352,7 @@ def test_the_main_courses_generate_answers_instructions_too(bloom):
     assert torch.is_grad_enabled()
 
 
-def test_the_confusion_table_counts_what_is_no_label_apart():
+def test_the_confusion_table_counts_what_is_no_label_apart_and_its_shares_are_scores():
     written, wanted = ["Positive.", "pos", "negative", "neutral"], ["positive", "positive", "positive", "neutral"]
     labels = ("negative", "neutral", "positive")
     assert confusion(written, wanted, labels).tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]]
@@ -373,9 +360,6 @@ def test_the_confusion_table_counts_what_is_no_label_apart():
         confusion(["positive"], ["mixed"], labels)
     with pytest.raises(EvaluationError, match="give one for each"):
         confusion(["positive"], [], labels)
-
-
-def test_label_scores_are_shares_of_the_confusion_table():
     written, wanted = ["Positive.", "pos", "negative", "neutral"], ["positive", "positive", "positive", "neutral"]
     scores = label_scores(written, wanted, ("negative", "neutral", "positive"))
     assert list(scores) == ["exact_match", "no_label", "found_neutral", "found_positive"]

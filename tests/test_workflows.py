@@ -80,15 +80,12 @@ def test_gpu_workflow_asserts_cuda_and_keeps_the_cache() -> None:
     assert "schedule" in triggers and triggers["pull_request"]["types"] == ["labeled"]
 
 
-def test_ci_run_is_executable_bash_and_calls_targets_that_exist() -> None:
+def test_ci_run_calls_targets_that_exist_and_the_slow_tests_which_make_test_leaves_out() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", script], check=True)
     called = re.findall(r"^make (\S+)", script.read_text(encoding="utf-8"), re.MULTILINE)
     assert called == ["course", "test-extensions", "test-slow", "test"] and set(called) <= TARGETS
-
-
-def test_slow_tests_run_in_ci_and_not_in_make_test() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert 'pytest tests -m "not slow"' in makefile and "pytest tests -m slow\n" in makefile
     assert "make test-slow" in commands(ROOT / ".github" / "workflows" / "cpu.yml")
