@@ -39,8 +39,8 @@ ABLATIONS = """
 
 
 def test_configurations_keep_their_ids():
+    from extensions.recipes import RECIPES
     from utils.config import PROFILES
-    from utils.recipes import RECIPES
 
     recipes = [recipe for sizes in RECIPES.values() for recipe in sizes.values()]
     assert {p.name: p.config_id() for p in [*PROFILES.values(), *recipes]} == CONFIG_IDS

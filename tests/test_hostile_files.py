@@ -23,7 +23,8 @@ from conftest import make_tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils import data, tasks
+from extensions import tasks
+from utils import data
 from utils.adapter_files import AdapterError, check_tensors, read_probe
 from utils.adapters import attach, load_base
 from utils.checkpoints import CheckpointError, is_whole, load_optimizer, load_rng, save_optimizer, save_rng, seal

@@ -13,11 +13,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from extensions.recipes import RECIPES
 from utils.adapter_files import AdapterError
 from utils.adapters import AdapterLibrary, attach
 from utils.mixed import mixed_adapters, repeated
 from utils.places import ia3_config, recipe_config
-from utils.recipes import RECIPES
 from utils.storage import save_adapter
 
 NAMES = ["up", None, "down", "up"]

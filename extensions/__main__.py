@@ -1,8 +1,8 @@
 """Make the reference runs of the optional labs: one run, one JSON under `assets/runs/<lab>-<size>[-<data>]/`.
 
-    python scripts/labs.py --lab bert-paraphrase                  # the sweep, then every method with seeds 0, 1, 2
-    python scripts/labs.py --lab mt0-sentiment --methods ia3 full --seeds 0 --only runs
-    LAB_DATA_DIR=folder python scripts/labs.py --lab bert-paraphrase    # on the real data in folder/mrpc
+    python -m extensions --lab bert-paraphrase                  # the sweep, then every method with seeds 0, 1, 2
+    python -m extensions --lab mt0-sentiment --methods ia3 full --seeds 0 --only runs
+    LAB_DATA_DIR=folder python -m extensions --lab bert-paraphrase    # on the real data in folder/mrpc
 
 `sweep/` says which learning rate validation chooses for each method (on at most 800 training examples); the runs are
 made at that rate, or at the recipe's where nothing was swept. What is there and fits today's recipe and base model is
@@ -15,29 +15,21 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from study.comparison import chosen_rates, stranger  # noqa: E402
-from study.records import SEEDS, SWEEP_SEED, expected, make_one, sweep_method  # noqa: E402
-from utils.config import ASSETS  # noqa: E402
-from utils.lab_runs import (  # noqa: E402
-    METHOD_NAMES,
-    LabBench,
-    lab_folder,
-    learning_rate,
-    measure_lab,
-    methods_of,
-    train_lab,
+from extensions.recipes import (
+    RECIPES,
+    Recipe,
+    describe_recipe,
+    setup_lab,
 )
-from utils.recipe import Recipe  # noqa: E402
-from utils.recipes import RECIPES, describe_recipe, setup_lab  # noqa: E402
-from utils.runs import RunRecord  # noqa: E402
+from extensions.runs import METHOD_NAMES, LabBench, lab_folder, learning_rate, measure_lab, methods_of, train_lab
+from study.comparison import chosen_rates, stranger
+from study.records import SEEDS, SWEEP_SEED, expected, make_one, sweep_method
+from utils.config import ASSETS
+from utils.runs import RunRecord
 
 METHODS = ("ia3", "head", "full", "base")  # compared unless others are asked for
 SWEEP_EXAMPLES = 800

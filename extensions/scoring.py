@@ -15,12 +15,12 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from utils.encoding import IGNORED, instruction_prompt, make_collator
+from extensions.encoding import IGNORED, instruction_prompt, make_collator
+from extensions.recipes import Recipe
 from utils.evaluation import bootstrap_interval
 from utils.generation import evaluation_mode, generate
 from utils.judges import EvaluationError, wilson_interval
 from utils.metrics import Estimate
-from utils.recipe import Recipe
 
 
 def accuracy(predicted: Sequence, actual: Sequence) -> Estimate:
