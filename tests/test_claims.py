@@ -89,15 +89,11 @@ def test_quotes_are_the_documents_own(claim):
 
 
 @each_claim
-def test_no_number_of_ours_is_typed(claim):
+def test_no_number_of_ours_is_typed_and_each_says_where_it_is_from(claim):
     fields = {field for _, field, _, _ in string.Formatter().parse(claim.why) if field}
     assert fields <= named(claim).keys()
     for text in (claim.claim, re.sub(r"\{\w+\}", "", claim.why)):
         assert not re.search(r"\d", re.sub(NAMES, "", text)), text
-
-
-@each_claim
-def test_named_tests_exist_and_tables_say_where_a_number_is_from(claim):
     for evidence in named(claim).values():
         assert source(evidence)
         if evidence["kind"] == "test":

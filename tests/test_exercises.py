@@ -183,7 +183,7 @@ def test_no_two_points_are_the_same():
 def test_wrong_answers_fail_whatever_the_seed(number):
     """Where inputs are random and a mistake may lead to the right answer by chance."""
     for wrong, said in ANSWERS[number][1]:
-        assert [said for seed in range(2, 14) if check(number, wrong, seed).state != FAIL] == [], said
+        assert [said for seed in range(2, 8) if check(number, wrong, seed).state != FAIL] == [], said
 
 
 # --- what an exception tells ---------------------------------------------------------------------------------------
@@ -334,15 +334,12 @@ def test_nothing_is_todo_and_none_later_is_wrong(number):
     assert len(calls) == 1 or verdict.hint == "for some inputs nothing is returned"
 
 
-def test_users_interrupt_passes_through():
+def test_users_interrupt_passes_through_and_the_random_state_is_left_alone():
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         check("1.1", interrupted)
-
-
-def test_random_state_is_left_alone():
     for number in CODED:
         before = torch.get_rng_state()
         check(number, ANSWERS[number][0])

@@ -113,11 +113,14 @@ def test_only_the_methods_own_numbers_move(tiny_model, blocks, tmp_path, method)
         assert all(torch.equal(p, now[n]) for n, p in before.items() if not n.endswith(".bias"))
 
 
-def test_a_second_method_on_the_same_model_is_refused(tiny_model):
+def test_a_second_method_or_a_state_of_another_is_refused(tiny_model):
     for method in ("prefix", "bottleneck"):
         model = attach(copy.deepcopy(tiny_model), method)
         with pytest.raises(AdapterError, match="already carries an adapter"):
             attach(model, "ia3")
+    state = trainable_state(attach(make_tiny_model(), "bitfit"))
+    with pytest.raises(KeyError, match="is on one side only"):
+        load_trainable_state(attach(make_tiny_model(), "ia3"), state)
 
 
 # --- keys and values only ---------------------------------------------------------------------------------------
@@ -178,12 +181,6 @@ def test_saved_and_loaded_equals(tmp_path: Path, method):
     assert torch.equal(logits(model), logits(again))
 
 
-def test_a_state_of_another_method_does_not_fit():
-    state = trainable_state(attach(make_tiny_model(), "bitfit"))
-    with pytest.raises(KeyError, match="is on one side only"):
-        load_trainable_state(attach(make_tiny_model(), "ia3"), state)
-
-
 @pytest.mark.parametrize("method", MERGEABLE)
 def test_what_can_be_merged_gives_the_same_logits(method):
     model = moved(attach(make_tiny_model(), method))
@@ -193,18 +190,13 @@ def test_what_can_be_merged_gives_the_same_logits(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_writes_text_and_padding_does_not_change_it(tokenizer, method):
+def test_every_method_writes_text_whatever_the_padding_and_its_held_out_loss_is_its_own(tokenizer, method, blocks):
     model = moved(attach(make_tiny_model(), method))
     prompts = ["the acting is", "I saw this at the cinema and it"]
     options = {"new_tokens": 8, "do_sample": False}
     together = [s.text for s in generate(model, tokenizer, prompts, **options)]
     alone = [generate(model, tokenizer, [prompt], **options)[0].text for prompt in prompts]
     assert together == alone and any(alone)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_held_out_loss_is_that_of_the_model_itself(blocks, method):
-    model = moved(attach(make_tiny_model(), method)).eval()
     ids = torch.tensor(blocks[:]["input_ids"])
     labels = torch.tensor(blocks[:]["labels"])
     with torch.no_grad():
