@@ -64,6 +64,31 @@ def test_replay_keeps_whole_and_partial_notebooks_and_says_why_it_stopped(
     assert not (out / "later.ipynb").exists()
 
 
+def test_the_index_names_each_notebook_its_goal_and_its_state(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name, source in (("01-Setup.ipynb", "1"), ("02-Train.ipynb", "1 / 0")):
+        replay.main([str(write(tmp_path / name, source)), "--output", str(out)])
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'href="([^"]+)"', page) == ["01-Setup.html", "02-Train.html"]  # and nothing from elsewhere
+    assert re.findall(r"<small>(.*?)</small>", page) == [
+        "ran in 0.0 minutes",
+        "stopped at an error",
+        *["not run yet"] * 2,
+    ]
+    assert "learns to write more positive movie reviews" in page and "You will be able to" not in page
+
+
+def test_streams_are_joined_as_a_terminal_shows_them() -> None:
+    def stream(text: str, name: str = "stdout") -> NotebookNode:
+        return new_output("stream", name=name, text=text)
+
+    parts = [stream("10 %\r"), stream("100 %\r\nend"), stream("x" * 300_000), stream("no", "stderr"), stream("!")]
+    joined = replay.join_streams(parts)
+    assert [(output.name, output.text) for output in joined] == [
+        ("stdout", "100 %\nend" + "x" * 300_000), ("stderr", "no"), ("stdout", "!"),
+    ]  # fmt: skip
+
+
 def test_dead_kernel_is_reported_long_before_the_cell_timeout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
