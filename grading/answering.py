@@ -11,16 +11,14 @@ import importlib.abc
 import importlib.machinery
 import io
 import pickle
-import re
 import socket
 import sys
 import types
 
-from grading import cells, codec
+from grading import cells, codec, computes_answers
 from grading.codec import ClosedError, NotPlainError
 
 LONGEST = 500  # characters of a message that is kept
-CHECKS = re.compile(r"utils\.(exercises_\w+|answers)")  # modules of the course that compute right answers
 
 
 def failure(shell: object, source: str) -> dict | None:
@@ -67,8 +65,8 @@ class _Withheld(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        """A module of our own for the names of `CHECKS`."""
-        return importlib.machinery.ModuleSpec(name, self) if CHECKS.fullmatch(name) else None
+        """A module of our own for each that computes right answers."""
+        return importlib.machinery.ModuleSpec(name, self) if computes_answers(name) else None
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Fill it."""
@@ -84,7 +82,7 @@ class _NoChecks(dict):
 
 def withhold() -> None:
     """Take the checks' modules out of this process and keep them from being imported again."""
-    for name in [name for name in sys.modules if CHECKS.fullmatch(name)]:
+    for name in [name for name in sys.modules if computes_answers(name)]:
         package, _, last = name.rpartition(".")
         vars(sys.modules.get(package, types)).pop(last, None)
         del sys.modules[name]

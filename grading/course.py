@@ -21,15 +21,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grading import cells, codec, release, sandbox
+from grading import PACKAGES, cells, check_modules, codec, release, sandbox
 from grading.plan import Plan, Question, read_plan
 from grading.sandbox import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
 PRIVATE = (".ssh", ".aws", ".config", ".gnupg", ".kube", ".docker", ".netrc", ".git-credentials",
            ".cache/huggingface/token")  # fmt: skip
-# The checks compute right answers: no answer may be judged by calling them. The judge keeps them.
-WITHHELD = ("utils/answers.py", "utils/exercises_*.py")
 
 
 class CourseError(RuntimeError):
@@ -84,12 +82,12 @@ class Course:
         return sum(question.points for question in self.questions)
 
     def digest(self) -> str:
-        """16 hex digits over what decides a grade on our side: notebooks, `utils`, bands, the grader, the profile.
+        """16 hex digits over what decides a grade on our side: notebooks, packages, bands, the grader, the profile.
 
         Of a cell of text only what an answer in it begins as: another wording of the lesson changes no grade.
         """
         digest = hashlib.sha256(profile_name().encode())
-        folders = [self.root / "utils", Path(__file__).parent]
+        folders = [*(self.root / package for package in PACKAGES), Path(__file__).parent]
         files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
         files += [*release.course_notebooks(self.root), self.root / "assets" / "grading-bands.json"]
         for path in files:
@@ -127,7 +125,7 @@ class Runner:
             release.stage(self.course.root, self.staged)
             sockets.mkdir(mode=0o700)
             self.scratch.mkdir(mode=0o700)
-            self.hide += [self.folder, *(path for name in WITHHELD for path in self.staged.glob(name))]
+            self.hide += [self.folder, *(path for _, path in check_modules(self.staged))]
             self._start(sockets)
         except BaseException:
             self.__exit__()

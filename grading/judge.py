@@ -15,8 +15,8 @@ import socket
 import sys
 import types
 
-from grading import cells, codec
-from grading.answering import CHECKS, LONGEST, failure, run_test, short
+from grading import cells, codec, computes_answers
+from grading.answering import LONGEST, failure, run_test, short
 from grading.codec import ClosedError, NotPlainError
 
 MISSING = object()
@@ -56,7 +56,7 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, value: object) -> int | None:
         """The number of a function that is called back; None for everything else."""
         if isinstance(value, types.FunctionType) and (
-            "<" in value.__qualname__ or value.__module__ == "__main__" or CHECKS.fullmatch(value.__module__ or "")
+            "<" in value.__qualname__ or value.__module__ == "__main__" or computes_answers(value.__module__ or "")
         ):
             self._functions.append(value)
             return len(self._functions) - 1
@@ -127,7 +127,7 @@ def write_back(target: object, value: object) -> None:
 
 
 def rebuild(lineage: object, message: str) -> Exception:
-    """An exception of the first class in `lineage` that is Python's or `utils`' own, else a StudentError."""
+    """An exception of the first class in `lineage` that is Python's or the course's own, else a StudentError."""
     pairs = [p for p in lineage if isinstance(p, list) and len(p) == 2] if isinstance(lineage, list) else []
     message = cells.printable(message[:LONGEST])
     for module, name in pairs:

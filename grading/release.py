@@ -14,10 +14,10 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from grading import cells
+from grading import PACKAGES, cells
 
 # What students get beside the notebooks; a folder stands for the files in it with one of these endings.
-SHIPPED = ("utils", "assets", "requirements.txt", "constraints.txt", "LICENSE")
+SHIPPED = (*PACKAGES, "assets", "requirements.txt", "constraints.txt", "LICENSE")
 ENDINGS = {".py", ".json", ".safetensors", ".md", ".txt", ".png"}
 HERE = Path(__file__).resolve().parent
 # Training is deterministic: on a processor like ours, the course's seed leads to the very numbers of this adapter.
@@ -151,7 +151,7 @@ def find_traces(root: Path, folder: Path, archive: Path | None = None) -> list[s
     """Where a line of a solution or hidden test of `root` stands in a file of `folder` or of `archive`; else empty.
 
     Looked for as plain text and as JSON writes it, in every byte of every file. A line that the course shows to
-    students anyway, in `utils` or in a cell that is not a solution, is no secret.
+    students anyway, in a package or in a cell that is not a solution, is no secret.
     """
     secrets, _ = secrets_of(root)
     needles = [(line, {line.encode(), json.dumps(line)[1:-1].encode(), _escaped(line)}) for line in sorted(secrets)]

@@ -5,18 +5,18 @@ For: `summary`, `open_points`. Not for: tables and pages (`report.py`).
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from grading import cells, check_modules
 from grading.marks import number
 from grading.sandbox import is_safe
 
 if TYPE_CHECKING:
     from grading.course import Course
     from grading.run import Graded
-
-CHECKS_NAMED = re.compile(r"\bexercises_[a-z]+\b|\butils\.answers\b|\bfrom\s+utils\s+import\b[^\n]*\banswers\b")
 
 
 def open_points(course: Course, graded: Graded) -> float:
@@ -36,11 +36,12 @@ def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[
     if inside := sorted(course.inside.union(*(graded.inside for graded in class_))):
         names = ", ".join(inside)
         lines.append(f"judged inside the student's process (live objects; look twice at full points): {names}")
+    checks = {name for name, _ in check_modules(course.root)}
     for graded in class_:
         for name, result in graded.results.items():
             if "failure" in result:
                 lines.append(f"not judged, points open: {graded.submission.student}, {name}: {result['failure']}")
-        if named := sorted({name for sources in graded.answers.values() for name in _of_checks(sources)}):
+        if named := sorted({name for sources in graded.answers.values() for name in _of_checks(sources, checks)}):
             lines.append(
                 f"answers that name the modules of the checks: {graded.submission.student}: {', '.join(named)}"
             )
@@ -75,9 +76,22 @@ def sandbox_lines(class_: list[Graded]) -> list[str]:
     return [f"UNSAFE: students' code could read and change files of this machine, and these results. {line}"]
 
 
-def _of_checks(sources: dict[str, str]) -> list[str]:
-    """The grade ids of the answers that mention the modules which compute right answers."""
-    return [name for name, source in sources.items() if CHECKS_NAMED.search(source)]
+def _of_checks(sources: dict[str, str], checks: set[str]) -> list[str]:
+    """The grade ids of the answers that import or name a module which computes right answers."""
+    named = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in checks) or r"(?!)")
+    return [name for name, text in sources.items() if named.search(text) or checks & _imported_modules(text)]
+
+
+def _imported_modules(source: str) -> set[str]:
+    """Every name that a cell imports, in full; some are modules, some what is in them."""
+    tree = cells.parse(source[: cells.LONGEST])
+    found = set()
+    for node in ast.walk(tree) if tree else ():
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
 
 
 def _same_answers(course: Course, class_: list[Graded]) -> Iterator[str]:
