@@ -53,8 +53,7 @@ def run_test(shell: object, source: str) -> dict | None:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
         problem = failure(shell, source)
     if problem and problem["name"] == "AssertionError" and not problem["message"]:
-        text = printed.getvalue().partition("-----")[0].strip()  # before IPython's traceback
-        problem["message"] = text[-LONGEST:]
+        problem["message"] = printed.getvalue().strip()[-LONGEST:]
     return problem
 
 
@@ -81,18 +80,22 @@ class _NoChecks(dict):
 
 
 def withhold() -> None:
-    """Take the checks' modules out of this process and keep them from being imported again."""
+    """Keep this process, and those forked from it, from importing the modules that compute right answers."""
+    sys.meta_path.insert(0, _Withheld())
+
+
+def take_back() -> None:
+    """For the judge: from now on these modules are the course's own."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Withheld)]
     for name in [name for name in sys.modules if computes_answers(name)]:
         package, _, last = name.rpartition(".")
         vars(sys.modules.get(package, types)).pop(last, None)
         del sys.modules[name]
-    sys.meta_path.insert(0, _Withheld())
 
 
 def serve(shell: object, judge_end: socket.socket, job: dict, facts: dict) -> None:
     """Run the student's cells, hand over their values, then answer calls until the judge hangs up."""
     codec.send(judge_end, {"sandbox": facts})
-    withhold()
     problems = []
     for name, source in job["cells"]:
         if problem := failure(shell, source):

@@ -26,6 +26,9 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u20
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp,
            ast.GeneratorExp)  # fmt: skip
 
+IMPORTS = (ast.Import, ast.ImportFrom)
+DEFINITIONS = (*IMPORTS, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
 
 class FormatError(ValueError):
     """A notebook does not keep nbgrader's format; the message names the cell and what is wrong."""
@@ -181,11 +184,10 @@ def parse(source: str) -> ast.Module | None:
         return None
 
 
-def imports_of(source: str) -> str:
-    """The import statements at the top level of a cell."""
+def definitions(source: str, kinds: tuple[type[ast.stmt], ...] = DEFINITIONS) -> list[str]:
+    """The imports, functions and classes at the top level of a cell, or the `kinds` of them, each for itself."""
     tree = parse(source)
-    found = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))] if tree else []
-    return "\n".join(map(ast.unparse, found))
+    return [ast.unparse(node) for node in tree.body if isinstance(node, kinds)] if tree else []
 
 
 @functools.lru_cache(maxsize=500)
@@ -210,7 +212,7 @@ def bound_names(source: str) -> frozenset[str]:
 def imported_names(source: str) -> frozenset[str]:
     """Names that the cell imports for the cells after it: of `import a.b` it is `a`; "*" where all of a module come."""
     tree = parse(source) if len(source) <= LONGEST else None
-    found = [n for n in _outside_functions(tree) if isinstance(n, (ast.Import, ast.ImportFrom))] if tree else []
+    found = [n for n in _outside_functions(tree) if isinstance(n, IMPORTS)] if tree else []
     return frozenset(alias.asname or alias.name.partition(".")[0] for node in found for alias in node.names)
 
 

@@ -1,6 +1,6 @@
 """The course as a grader sees it: its notebooks, and a runner for answers.
 
-For: `Course` (plans and points), `Runner` (one notebook of the course, kept running by `worker.py`), `calibrate`, which
+For: `Course` (plans and points), `Runner` (the course, prepared for answers by `worker.py`), `calibrate`, which
 proves before any student is graded that our own solutions get every point and the unsolved edition none.
 Not for: what a question needs (`plan.py`), submissions (`intake.py`, `match.py`), a whole class (`run.py`).
 """
@@ -76,6 +76,10 @@ class Course:
         """All questions, in the order of the course."""
         return tuple(question for plan in self.plans for question in plan.questions)
 
+    def plan_of(self, question: Question) -> Plan:
+        """The notebook of a question."""
+        return next(plan for plan in self.plans if plan.name == question.notebook)
+
     @property
     def most(self) -> float:
         """All points together."""
@@ -107,16 +111,16 @@ class Course:
 
 
 class Runner:
-    """One notebook of the course, running; a context manager. Answers can be judged from several threads at once.
+    """The course, prepared for answers; a context manager. Answers can be judged from several threads at once.
 
-    It is ready at its last test, or with `whole` at its end. `troubles`: our own cells that failed until then.
+    `troubles`: imports, functions and stubs of ours that failed.
     """
 
-    def __init__(self, course: Course, plan: Plan, limits: Limits, hide: list[Path], *, whole: bool = False):
-        self.course, self.plan, self.limits, self.whole = course, plan, limits, whole
+    def __init__(self, course: Course, limits: Limits, hide: list[Path]):
+        self.course, self.limits = course, limits
         self.hide = [*course.secrets(), *hide]
         self.troubles: list[str] = []
-        self.wanted = {question.grade_id for question in plan.questions if question.kind == "code"}
+        self.wanted = {question.grade_id for question in course.questions if question.kind == "code"}
 
     def __enter__(self) -> Runner:
         self.folder = Path(tempfile.mkdtemp(prefix="grading-"))
@@ -133,36 +137,38 @@ class Runner:
         return self
 
     def _start(self, sockets: Path) -> None:
-        """Start the worker and wait until each wanted test stands ready."""
+        """Start the worker and wait until each wanted test stands ready.
+
+        What it is told comes through its input: its arguments and its environment can be read by a student's code.
+        """
         reader, writer = os.pipe()
-        environment = os.environ | {
-            "GRADING_ROOT": str(ROOT), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-            "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": "", "LAB_DEVICE": "cpu",
-            "LAB_PROFILE": profile_name(),
+        environment = sandbox.allowed_environment() | {
+            "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": "",
+            "LAB_DEVICE": "cpu", "LAB_PROFILE": profile_name(),
         }  # fmt: skip
         if sandbox.probe()["files"] == "limits":
             environment["GRADING_NO_NAMESPACES"] = "1"  # half of them would only break answers
         environment.pop("LAB_ARTIFACTS", None)  # the staged course keeps its own
-        command = [sys.executable, "-m", "grading.worker", str(self.staged / self.plan.name), str(sockets), str(writer)]
         with (self.folder / "output.txt").open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=self.staged, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                pass_fds=[writer], start_new_session=True,
+                [sys.executable, "-m", "grading.worker"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
+                stdout=output, stderr=output, pass_fds=[writer], start_new_session=True,
             )  # fmt: skip
         os.close(writer)
+        told = {"course": str(self.staged), "sockets": str(sockets), "grader": str(ROOT), "events": writer}
+        with self.process.stdin as pipe:
+            pipe.write((json.dumps(told) + "\n").encode())
         waiting = set(self.wanted)
         with os.fdopen(reader, encoding="utf-8") as events:
-            while waiting or self.whole:
-                event = json.loads(events.readline() or "{}")
+            for event in map(json.loads, events):
                 waiting.discard(event.get("ready"))
                 if "cell" in event:
-                    self.troubles.append(f"{self.plan.name}, cell {event['cell']}: {event['name']}: {event['message']}")
-                if not event or "done" in event:
-                    break
+                    where = f"{event['notebook']}, cell {event['cell']}"
+                    self.troubles.append(f"{where}: {event['name']}: {event['message']}")
         if waiting:
             lines = (self.folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise CourseError(f"{self.plan.name} ended before {sorted(waiting)[0]}: {(lines or ['no output'])[-1]}")
+            raise CourseError(f"no process takes answers to {sorted(waiting)[0]}: {(lines or ['no output'])[-1]}")
 
     def __exit__(self, *_: object) -> None:
         process = getattr(self, "process", None)
@@ -178,7 +184,8 @@ class Runner:
 
         Raises JudgeError where there is none, after a second try.
         """
-        run, exports = self.plan.needs(question, answers)
+        plan = self.course.plan_of(question)
+        run, exports = plan.needs(question, answers)
         job = {
             "cells": [[name, answers[name]] for name in run if name in answers],
             "exports": exports,
@@ -187,7 +194,7 @@ class Runner:
             "scratch": str(self.scratch),
             "limits": self.limits.to_dict(),
         }
-        test = {"source": question.source, "imports": self.plan.imports_before(question)}
+        test = {"source": question.source, "imports": plan.imports_before(question)}
         try:
             with contextlib.suppress(ConnectionError):  # once more, where the machine was short of something
                 return self._ask(question.grade_id, job, test)
@@ -215,12 +222,13 @@ def calibrate(runner: Runner) -> list[str]:
     """Judge our own solutions and the stubs; returns what cannot be graded, in words, and fills `course.inside`."""
     faults, course = [], runner.course
     course.troubles += runner.troubles
-    for question in (q for q in runner.plan.questions if q.grade_id in runner.wanted):
-        right = runner.judge(question, runner.plan.solved(), inside=False)
+    for question in (q for q in course.questions if q.kind == "code"):
+        plan = course.plan_of(question)
+        right = runner.judge(question, plan.solved(), inside=False)
         course.sandbox = right.get("sandbox") or course.sandbox
         inside = False
         if not right["passed"]:
-            apart, right, inside = right, runner.judge(question, runner.plan.solved(), inside=True), True
+            apart, right, inside = right, runner.judge(question, plan.solved(), inside=True), True
             if not right["passed"]:
                 right = apart
         if not right["passed"]:
@@ -229,6 +237,6 @@ def calibrate(runner: Runner) -> list[str]:
             continue
         if inside:
             course.inside.add(question.grade_id)
-        if runner.judge(question, runner.plan.unsolved(), inside=inside)["passed"]:
+        if runner.judge(question, plan.unsolved(), inside=inside)["passed"]:
             faults.append(f"{question.grade_id}: the unsolved edition passes, so the test tests nothing")
     return faults

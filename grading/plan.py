@@ -84,7 +84,7 @@ class Plan:
     def imports_before(self, question: Question) -> str:
         """The import statements of the tests before this one, hidden ones included: a later test may count on them."""
         earlier = [q.source for q in self.questions if q.kind == "code" and q.position < question.position]
-        return "\n".join(cells.imports_of(source) for source in earlier)
+        return "\n".join(line for source in earlier for line in cells.definitions(source, cells.IMPORTS))
 
     def base_cells(self, question: Question) -> list[str]:
         """The solution cells that are this question's own, by our solution."""

@@ -38,8 +38,11 @@ NO_NETWORK = {
     "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9",
 }  # fmt: skip
 # Nothing that holds a path of ours: PYTHONPATH would name the folder of the solved course.
-KEPT_VARIABLES = ("PATH", "MPLBACKEND", "TOKENIZERS_PARALLELISM", "PYTHONUTF8", "PYTHONHASHSEED",
-                  "PYTHONDONTWRITEBYTECODE")  # fmt: skip
+KEPT_VARIABLES = (
+    "PATH", "MPLBACKEND", "TOKENIZERS_PARALLELISM", "PYTHONUTF8", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE",
+    "HF_HOME", "LD_LIBRARY_PATH", "GRADING_NO_NAMESPACES", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
+KEPT_BEGINNINGS = ("LAB_", "OMP_", "MKL_", "LC_", "LANG")
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,15 @@ def _own_processes() -> int:
     return count
 
 
+def allowed_environment() -> dict[str, str]:
+    """What of the instructor's environment a process may have in which a student's code runs: no secrets."""
+    return {k: v for k, v in os.environ.items() if k in KEPT_VARIABLES or k.startswith(KEPT_BEGINNINGS)}
+
+
 def _clean_environment(scratch: Path) -> None:
     """A home of its own, no secrets of the instructor's environment, no network through the libraries."""
     (scratch / "tmp").mkdir(exist_ok=True)
-    kept = {k: v for k, v in os.environ.items() if k.startswith(("LAB_", "OMP_", "MKL_", "LC_", "LANG"))}
-    kept |= {key: os.environ[key] for key in KEPT_VARIABLES if key in os.environ}
+    kept = allowed_environment()
     os.environ.clear()
     os.environ.update(kept | NO_NETWORK | {"HOME": str(scratch), "TMPDIR": str(scratch / "tmp")})
     tempfile.tempdir = None  # it remembers the grader's

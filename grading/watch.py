@@ -15,35 +15,28 @@ from grading.sandbox import LEAST_FOR_JUDGE, Limits
 
 
 class TreeWatch:
-    """Watches the child `pid` of this process and all that comes from it."""
+    """Watches the children of this process and all that comes from them, but for the `spared`."""
 
-    def __init__(self, pid: int, limits: Limits) -> None:
-        self.pid, self.limits, self.started = pid, limits, time.monotonic()
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.started = limits, time.monotonic()
         self.base = psutil.Process().memory_info().rss  # what a fork shares with us from the start
         self.stopped: float | None = None  # when it was told to stop
         self.spared: set[int] = set()  # children of ours that are not the student's: the judge
         self.computed: dict[psutil.Process, float] = {}  # processor time of each, when it was last seen
 
     def members(self) -> list[psutil.Process]:
-        """The child, its descendants, and those that lost their parent and were adopted."""
-        try:
-            found = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-        except psutil.Error:
-            found = []
-        orphans = [p for p in psutil.Process().children() if p.pid != self.pid and p.pid not in self.spared]
-        for orphan in orphans:
-            found += [orphan, *_children(orphan)]
-        return found
+        """The descendants of this process, which adopts those that lose their parent."""
+        return [p for p in _children(psutil.Process()) if p.pid not in self.spared]
 
     def check(self) -> str | None:
         """The limit that is passed now, in words; None while all is well."""
-        members = self.members()
-        memory = self._memory(members)
+        everything = _children(psutil.Process())
+        members = [process for process in everything if process.pid not in self.spared]
         if len(members) > self.limits.processes:
             return f"it started more than {self.limits.processes} processes"
-        if memory > self.limits.memory:
+        if self._memory(members) > self.limits.memory:
             return f"it took more than {self.limits.memory / 2**30:.1f} GB of memory"
-        if self._memory(_existing(self.spared)) > max(self.limits.memory, LEAST_FOR_JUDGE):
+        if self._memory([p for p in everything if p.pid in self.spared]) > max(self.limits.memory, LEAST_FOR_JUDGE):
             return "what it returns took too much memory"
         if self._seconds(members) > self.limits.seconds:
             return f"it computed for more than {self.limits.seconds:g} seconds"
@@ -106,10 +99,6 @@ def _files_in_memory(pid: int) -> dict[tuple[int, int], int]:
         except OSError:
             continue
     return sizes
-
-
-def _existing(pids: set[int]) -> list[psutil.Process]:
-    return [process for process in psutil.Process().children() if process.pid in pids]
 
 
 def _reap(spared: set[int]) -> bool:

@@ -96,7 +96,7 @@ def progress(total: int) -> Iterator[Callable[[str, int], None]]:
             bars.append(tqdm(total=total, initial=count, desc="answers graded", unit="answer"))
             return
         bars[0].update(count)
-        bars[0].set_postfix_str(what[:40] if count else f"running {what}", refresh=count != 1)
+        bars[0].set_postfix_str(what[:40] if count else f"preparing {what}", refresh=count != 1)
 
     try:
         yield tick

@@ -51,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge(root):
     """Judges one answer to the first question."""
     course = Course.load(root)
-    with Runner(course, course.plans[0], HOSTILE_LIMITS, []) as runner:
+    with Runner(course, HOSTILE_LIMITS, []) as runner:
         yield lambda source: runner.judge(course.plans[0].questions[0], {"twice": source})
 
 
@@ -243,7 +243,7 @@ def test_a_warning_in_a_hidden_test_shows_it_to_nobody(tmp_path):
     root = write_course(tmp_path / "course", ())
     (root / "01-A.ipynb").write_bytes(cells.write_notebook(book))
     course = Course.load(root)
-    with Runner(course, course.plans[0], HOSTILE_LIMITS, []) as runner:
+    with Runner(course, HOSTILE_LIMITS, []) as runner:
         source = "import numpy as np\ndef half(x): return np.int64(-2**63) if x > 100 else x / 2"
         assert not runner.judge(course.plans[0].questions[0], {"half": source})["passed"]
         assert "SECRET" not in (runner.folder / "output.txt").read_text()

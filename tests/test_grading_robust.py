@@ -163,7 +163,7 @@ def test_what_breaks_the_grader_leaves_the_points_open_and_is_told(root, tmp_pat
 def test_a_worker_that_is_gone_is_asked_twice_and_then_named(root):
     course = Course.load(root)
     question = course.plans[0].questions[0]
-    with Runner(course, course.plans[0], HOSTILE_LIMITS, []) as runner:
+    with Runner(course, HOSTILE_LIMITS, []) as runner:
         asked, right = [], runner._ask
 
         def once(*arguments):
