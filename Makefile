@@ -129,7 +129,7 @@ $(FORMGRADER)/installed.txt: requirements-formgrader.txt
 	cp requirements-formgrader.txt $@
 
 bench: env
-	$(RUN) scripts/bench.py $(BENCH)
+	$(RUN) -m bench $(BENCH)
 
 bench-grading: env
 	$(RUN) scripts/bench_grading.py $(BENCH)

@@ -222,7 +222,7 @@ class Meter:
     """Measures adapters of one profile with the course's own `utils`: the base, reviews and judges are loaded once."""
 
     def __init__(self, profile: str = "mini") -> None:
-        from utils.comparison import Bench
+        from study.comparison import Bench
         from utils.config import load_profile, quiet
         from utils.data import PROMPTS
         from utils.evaluation import held_out_loss, positivity
@@ -248,7 +248,7 @@ class Meter:
         import torch
 
         from utils.adapters import attach, load_base, set_scaling_vectors
-        from utils.evaluation import EvaluationError
+        from utils.judges import EvaluationError
 
         model = attach(load_base(self.bench.profile)[0], "ia3")
         set_scaling_vectors(model, {_key(name): torch.from_numpy(v.copy()).flatten() for name, v in tensors.items()})

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from grading import cells
-from grading.course import Course, Plan
+from grading.course import Course
+from grading.plan import Plan
 
 MOST_BYTES = 24 << 20  # of a notebook's file
 MOST_CELLS = 1000  # of a notebook

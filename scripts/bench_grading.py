@@ -27,8 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 from grading import cells  # noqa: E402
 from grading.cells import FormatError  # noqa: E402
-from grading.course import Course, CourseError, Plan  # noqa: E402
+from grading.course import Course, CourseError  # noqa: E402
 from grading.intake import Submission  # noqa: E402
+from grading.plan import Plan  # noqa: E402
 from grading.release import ReleaseError, student_notebook  # noqa: E402
 from grading.run import grade_class  # noqa: E402
 from grading.sandbox import Limits  # noqa: E402

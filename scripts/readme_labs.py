@@ -10,9 +10,8 @@ from pathlib import Path
 
 from tables import table
 
-from utils.lab_runs import METHOD_NAMES, reference_runs
-from utils.recipe import Recipe
-from utils.recipes import RECIPES, with_data
+from extensions.recipes import RECIPES, Recipe, with_data
+from extensions.runs import METHOD_NAMES, reference_runs
 from utils.runs import RunError, RunRecord
 
 LABS = (  # lab, document, what it adds, the data of its small model beside the recipe's own

@@ -23,15 +23,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench_report import aim_text, all_rows, ratio_text  # noqa: E402
 from readme_labs import labs_part  # noqa: E402
 from scale_tables import sharding_part, sizes_part, tasks_part  # noqa: E402
 from tables import table  # noqa: E402
 
+from bench.report import aim_text, all_rows, ratio_text  # noqa: E402
+from exercises import EXERCISES  # noqa: E402
+from study.claims import load_claims, tally  # noqa: E402
+from study.comparison import misfit, summarise  # noqa: E402
 from utils.adapters import METHODS  # noqa: E402
-from utils.checks import EXERCISES  # noqa: E402
-from utils.claims import load_claims, tally  # noqa: E402
-from utils.comparison import misfit, summarise  # noqa: E402
 from utils.config import ASSETS, PROFILES, describe  # noqa: E402
 from utils.runs import RunError, RunRecord, environment, load_runs, read_json, write_json  # noqa: E402
 
@@ -243,7 +243,7 @@ def picture_source(path: Path) -> str | None:
 
 def draw(assets: Path, path: Path) -> None:
     """The dial's figure as PNG."""
-    from utils.dial_plot import dial_figure
+    from utils.plots import dial_figure
 
     figure = dial_figure(read_json(assets / "runs" / "mini" / "dial.json")["rows"]).figure
     path.parent.mkdir(parents=True, exist_ok=True)

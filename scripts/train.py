@@ -60,8 +60,8 @@ def note_of(arguments: Sequence[str]) -> dict:
 
 def folder_of(options: argparse.Namespace) -> Path:
     """Where the run's record, checkpoints and adapter go."""
+    from extensions.recipes import load_recipe
     from utils.config import artifacts_dir, load_profile
-    from utils.recipes import load_recipe
 
     if options.folder:
         return options.folder.expanduser().resolve()
@@ -73,10 +73,11 @@ def train_course(options: argparse.Namespace, folder: Path) -> None:
     """What notebook 02 trains, on the reviews of `options.task`."""
     from accelerate import PartialState
 
-    from utils.adapters import attach, load_base, save_adapter
+    from utils.adapters import attach, load_base
     from utils.config import describe, setup_notebook
     from utils.data import load_reviews, review_blocks
     from utils.rivals import load_trainable_state, trainable_state
+    from utils.storage import save_adapter
     from utils.training import train
 
     profile = setup_notebook()
@@ -109,8 +110,8 @@ def train_recipe(options: argparse.Namespace, folder: Path) -> None:
     """A run of an optional lab, as `labs.py` makes it, without its scores on test rows."""
     from accelerate import PartialState
 
-    from utils.lab_runs import LabBench, train_lab
-    from utils.recipes import describe_recipe, setup_lab
+    from extensions.recipes import describe_recipe, setup_lab
+    from extensions.runs import LabBench, train_lab
 
     recipe = setup_lab(options.lab)
     say(describe_recipe(recipe))

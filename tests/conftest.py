@@ -12,8 +12,8 @@ from datasets import Dataset, DatasetDict
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from utils import ablations, comparison, cost
-from utils.comparison import Bench
+from study import ablations, comparison, cost
+from study.comparison import Bench
 from utils.config import PROFILES
 
 END_OF_TEXT = "<|endoftext|>"

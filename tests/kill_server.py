@@ -26,7 +26,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 
-import compare  # noqa: E402
 import conftest  # noqa: E402
 import refresh  # noqa: E402
 import replay  # noqa: E402
@@ -35,10 +34,17 @@ import torch  # noqa: E402
 from datasets import Dataset, DatasetDict  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: E402
 
-from utils import ablations, comparison, cost  # noqa: E402
-from utils.adapters import attach, save_adapter  # noqa: E402
+from study import __main__ as compare  # noqa: E402
+from study import (  # noqa: E402
+    ablations,
+    comparison,
+    cost,
+    records,
+)
+from utils.adapters import attach  # noqa: E402
 from utils.config import PROFILES, quiet  # noqa: E402
 from utils.data import to_blocks  # noqa: E402
+from utils.storage import save_adapter  # noqa: E402
 from utils.training import train  # noqa: E402
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.link", "os.symlink", "os.truncate"}
@@ -98,7 +104,7 @@ def save_vectors(folder: Path, value: float) -> None:
 
 
 def run_compare(folder: Path) -> None:
-    """The comparison of `scripts/compare.py`: the base, (IA)³ on both tasks, its adapters."""
+    """The comparison of `python -m study`: the base, (IA)³ on both tasks, its adapters."""
     os.environ["LAB_ARTIFACTS"] = str(folder / "artifacts")
     parts = DatasetDict({name: Dataset.from_list(REVIEWS) for name in ("pretrain", "adapter", "validation", "test")})
     comparison.load_reviews = lambda profile: parts
@@ -106,9 +112,9 @@ def run_compare(folder: Path) -> None:
     model = tiny_model()
     for module in (ablations, comparison, cost):
         module.load_base = lambda profile: (copy.deepcopy(model), TOKENIZER)
-    compare.ASSETS = folder / "assets"
+    compare.ASSETS = records.ASSETS = folder / "assets"
     bench = comparison.Bench(PROFILE)
-    compare.make_all(bench, compare.comparison_jobs(bench, ["base", "ia3"], [0]))
+    records.make_all(bench, compare.comparison_jobs(bench, ["base", "ia3"], [0]))
 
 
 def run_replay(folder: Path) -> None:

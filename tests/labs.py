@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.recipes import DATA_FOLDERS, RECIPES, Recipe, with_data
+from extensions.models import build_model
+from extensions.recipes import DATA_FOLDERS, RECIPES, Recipe, with_data
 from utils.settings import ROOT
-from utils.standins import build_model
 
 DATA = ROOT.parent / "shared" / "data"
 SHAPES = {

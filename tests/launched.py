@@ -30,11 +30,11 @@ from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
 
+from extensions.recipes import BERT_MINI, BLOOM_MINI  # noqa: E402
 from utils import training  # noqa: E402
 from utils.adapters import attach  # noqa: E402
 from utils.config import PROFILES  # noqa: E402
 from utils.processes import join, process_index, wait_for_all  # noqa: E402
-from utils.recipes import BERT_MINI, BLOOM_MINI  # noqa: E402
 from utils.rivals import trainable_state  # noqa: E402
 from utils.runs import RunRecord  # noqa: E402
 

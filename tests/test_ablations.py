@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 
-from utils.ablations import (
+from study.ablations import (
     ABLATIONS,
     Ablation,
     build,
@@ -20,8 +20,8 @@ from utils.ablations import (
     scores_by_gradient,
     study_rows,
 )
-from utils.adapters import count_parameters, scaling_vectors
-from utils.counts import predict_ia3_count, predict_lora_count
+from utils.adapters import scaling_vectors
+from utils.counts import count_parameters, predict_ia3_count, predict_lora_count
 from utils.rivals import share_factors
 from utils.runs import RunRecord
 

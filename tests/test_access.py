@@ -25,9 +25,11 @@ from replay import EXTENSIONS, NOTEBOOKS, ROOT
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from utils import plots, style
+from utils import plots
+from utils import plots as style
 from utils.adapters import METHODS
-from utils.runs import Estimate, RunRecord
+from utils.metrics import Estimate
+from utils.runs import RunRecord
 
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/*.md")))]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("assets/**/*.md"))]

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from utils import adapter_files, adapters, steering, storage
-from utils.adapters import AdapterError, AdapterLibrary, attach
+from utils.adapter_files import AdapterError
+from utils.adapters import AdapterLibrary, attach
 from utils.config import PROFILES
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

@@ -7,12 +7,15 @@ import json
 import pytest
 from safetensors import safe_open
 
-from utils.ablations import ABLATIONS
-from utils.adapters import METHODS, base_fingerprint, count_parameters, load_adapter, load_base, read_probe
-from utils.comparison import chosen_rates, study_runs, sweep_losses, usable_runs
+from study.ablations import ABLATIONS
+from study.comparison import chosen_rates, study_runs, sweep_losses, usable_runs
+from study.dial import load_reference_dial
+from utils.adapter_files import read_probe
+from utils.adapters import METHODS, load_base
 from utils.config import ASSETS, PROFILES
+from utils.counts import count_parameters
 from utils.runs import load_runs
-from utils.steering import load_reference_dial
+from utils.storage import base_fingerprint, load_adapter
 
 PROFILE = PROFILES["mini"]
 ADAPTERS = sorted((ASSETS / "adapters" / "mini").iterdir())

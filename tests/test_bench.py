@@ -6,20 +6,20 @@ import json
 import os
 from functools import partial
 
-import bench
-import bench_cuda
-import bench_growth
-import bench_report
-import bench_training
-import bench_use
 import pytest
 import readme_numbers
 import torch
-from bench_rows import QUICK, SHAPES, Sizes, make_model, own_process, reached, row, sizes, unmeasured
 from PIL import Image
 
-from utils.config import ROOT
+from bench import __main__ as bench_main
+from bench import cuda as bench_cuda
+from bench import growth as bench_growth
+from bench import report as bench_report
+from bench import training as bench_training
+from bench import use as bench_use
+from bench.rows import QUICK, SHAPES, Sizes, make_model, own_process, reached, row, sizes, unmeasured
 from utils.runs import read_json, write_json
+from utils.settings import ROOT
 
 TRIAL = Sizes(**QUICK)
 
@@ -29,7 +29,7 @@ def on_a_cpu(monkeypatch, tmp_path):
     """No GPU, and a folder of one's own for what the course caches."""
     monkeypatch.setenv("LAB_DEVICE", "cpu")
     monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
-    monkeypatch.setattr(bench, "KEPT", tmp_path / "assets" / "runs" / "bench.json")
+    monkeypatch.setattr(bench_main, "KEPT", tmp_path / "assets" / "runs" / "bench.json")
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_opening_is_timed_in_fresh_processes(monkeypatch):
 
 
 def test_a_busy_machine_is_measured_by_processor_time(stand_ins, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench.os, "environ", dict(os.environ))
+    monkeypatch.setattr(bench_main.os, "environ", dict(os.environ))
     before = torch.get_num_threads()
     try:
         run(tmp_path, "--one-thread")
-        assert torch.get_num_threads() == 1 and bench.os.environ["OMP_NUM_THREADS"] == "1"
+        assert torch.get_num_threads() == 1 and bench_main.os.environ["OMP_NUM_THREADS"] == "1"
     finally:
         torch.set_num_threads(before)
     record = read_json(tmp_path / "bench.json")
@@ -188,13 +188,13 @@ def stand_ins(monkeypatch) -> Parts:
         {"x": 2, "method": method, "tokens_per_second": 5.0, "peak_bytes": 2**20, "step_seconds": 1.0}
         for method in ("ia3", "full")
     ]
-    monkeypatch.setattr(bench, "parts", lambda _: {n: made.make(n) for n in ("first", "second", "cuda-third")})
-    monkeypatch.setattr(bench, "growth", lambda _: {("batch", 2): lambda: made.ran.append("batch") or points})
+    monkeypatch.setattr(bench_main, "parts", lambda _: {n: made.make(n) for n in ("first", "second", "cuda-third")})
+    monkeypatch.setattr(bench_main, "growth", lambda _: {("batch", 2): lambda: made.ran.append("batch") or points})
     return made
 
 
 def run(folder, *options: str) -> int:
-    return bench.main(["--quick", "--folder", str(folder), *options])
+    return bench_main.main(["--quick", "--folder", str(folder), *options])
 
 
 def test_an_interrupted_run_goes_on_and_what_failed_is_tried_again(stand_ins, tmp_path, capsys):
@@ -239,23 +239,23 @@ def test_the_figure_of_resident_adapters_can_be_drawn():
 def test_only_a_whole_run_is_kept(stand_ins, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="tiny sizes"):
         run(tmp_path, "--keep")
-    monkeypatch.setattr(bench, "sizes", lambda _: TRIAL)
+    monkeypatch.setattr(bench_main, "sizes", lambda _: TRIAL)
     whole = ["--folder", str(tmp_path / "whole"), "--keep"]
     stand_ins.broken = True
     with pytest.raises(SystemExit, match="failed: second"):
-        bench.main(whole)
+        bench_main.main(whole)
     stand_ins.broken = False
-    write_json(bench.KEPT, {"cuda": {"rows": {}}})
-    assert bench.main(whole) == 0
-    kept = read_json(bench.KEPT)
+    write_json(bench_main.KEPT, {"cuda": {"rows": {}}})
+    assert bench_main.main(whole) == 0
+    kept = read_json(bench_main.KEPT)
     assert kept["cuda"] == {"rows": {}} and kept["cpu"]["rows"]["first"][0]["ratio"] == 1.75
 
 
 def test_readme_quotes_what_was_kept(stand_ins, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "sizes", lambda _: TRIAL)
-    bench.main(["--folder", str(tmp_path / "whole"), "--keep"])
-    monkeypatch.setattr(bench, "parts", lambda _: {"later": None, "first": None})
-    bench.keep(read_json(tmp_path / "whole" / "bench.json"), TRIAL)
+    monkeypatch.setattr(bench_main, "sizes", lambda _: TRIAL)
+    bench_main.main(["--folder", str(tmp_path / "whole"), "--keep"])
+    monkeypatch.setattr(bench_main, "parts", lambda _: {"later": None, "first": None})
+    bench_main.keep(read_json(tmp_path / "whole" / "bench.json"), TRIAL)
     text = readme_numbers.bench_part(tmp_path / "assets")
     assert "| later |  | not measured: not run yet |" in text
     assert "| the first thing | another | 1.75 (1.5 to 2) | 1.5 or more: reached |" in text
@@ -264,8 +264,8 @@ def test_readme_quotes_what_was_kept(stand_ins, tmp_path, monkeypatch):
 
 
 def test_the_real_parts_have_names_of_their_own():
-    names = list(bench.parts(TRIAL))
+    names = list(bench_main.parts(TRIAL))
     assert len(set(names)) == len(names) and {"opening", "training-tiny", "cuda-profile"} <= set(names)
-    (line,) = bench.parts(TRIAL)["cuda-compile"]()
+    (line,) = bench_main.parts(TRIAL)["cuda-compile"]()
     assert line["reason"] == "not measured: no CUDA here"
-    assert {series for series, _ in bench.growth(TRIAL)} == set(bench_report.SERIES)
+    assert {series for series, _ in bench_main.growth(TRIAL)} == set(bench_report.SERIES)

@@ -10,7 +10,7 @@ import pytest
 
 from utils import checks
 from utils.checks import CheckError, check_environment
-from utils.config import ROOT
+from utils.settings import ROOT
 
 
 @pytest.fixture

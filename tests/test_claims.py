@@ -11,11 +11,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import audit
 import pytest
 
-from utils import claims
-from utils.claims import (
+from study import audit, claims
+from study.claims import (
     NOT_MEASURED,
     READERS,
     VERDICTS,
@@ -27,13 +26,13 @@ from utils.claims import (
     find,
     load_claims,
     resolve,
-    show,
     source,
     tally,
     verdict_is_consistent,
 )
 from utils.config import ASSETS, PROFILES
 from utils.metrics import Estimate
+from utils.plots import show
 from utils.runs import RunError, RunRecord, write_json
 
 CLAIMS = load_claims()
@@ -146,7 +145,7 @@ def as_measured(stored: dict, measured: dict) -> list[str]:
 
 @pytest.mark.timeout(1200)  # measuring takes seconds; on a computer that is busy with training, minutes
 def test_the_record_is_what_is_measured_today(measured):
-    assert as_measured(RECORD["values"], measured) == [], "run scripts/audit.py"
+    assert as_measured(RECORD["values"], measured) == [], "run python -m study.audit"
     assert list(RECORD["values"]) == sorted(RECORD["values"])
     assert RECORD["versions"]["peft"] and RECORD["hardware"]["name"]
 

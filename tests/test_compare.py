@@ -1,4 +1,4 @@
-"""scripts/compare.py and what only it uses: a learning-rate sweep, costs; resumed, never mixed, never invented."""
+"""`python -m study` and what only it uses: a learning-rate sweep, costs; resumed, never mixed, never invented."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import json
 from dataclasses import replace
 from functools import partial
 
-import compare
 import pytest
 from conftest import make_tiny_model
 
-from utils.ablations import ABLATIONS
+from study import __main__ as compare
+from study import dial as dial_module
+from study import records as study_records
+from study.ablations import ABLATIONS
+from study.comparison import chosen_rates, measure_run, stranger, sweep_losses, sweep_run, usable_runs
+from study.cost import cost_rows, latency_cost, training_cost
+from study.dial import dial_header
 from utils.adapters import METHODS
-from utils.comparison import chosen_rates, measure_run, sweep_losses, sweep_run, usable_runs
-from utils.cost import cost_rows, latency_cost, training_cost
 from utils.runs import RunRecord
-from utils.steering import dial_header
 
 
 @pytest.fixture
 def assets(tmp_path, monkeypatch):
     """An empty assets folder for the script."""
-    monkeypatch.setattr(compare, "ASSETS", tmp_path / "assets")
+    for module in (compare, study_records, dial_module):
+        monkeypatch.setattr(module, "ASSETS", tmp_path / "assets")
     return tmp_path / "assets"
 
 
@@ -35,33 +38,33 @@ def test_every_method_and_seed_has_a_job_and_the_opponents_too(bench):
 
 def test_records_that_are_there_are_kept_and_those_that_do_not_fit_stop_it(bench, assets, monkeypatch, capsys):
     jobs = compare.comparison_jobs(bench, ["base", "ia3"], [0])
-    compare.make_all(bench, jobs)
+    study_records.make_all(bench, jobs)
     assert sorted(path.stem for path in jobs if path.is_file()) == sorted(path.stem for path in jobs)
     assert (assets / "adapters" / "mini" / "positive-seed0" / "probe.json").is_file()
     assert "0 of 3 records" in capsys.readouterr().out
     monkeypatch.setattr(compare, "measure_run", None)  # nothing is made again
-    compare.make_all(bench, jobs)
+    study_records.make_all(bench, jobs)
     assert "3 of 3 records there already\n" in capsys.readouterr().out
     bench.profile = replace(bench.profile, top_p=0.5)
     with pytest.raises(SystemExit, match="sampled in another way.*delete it"):
-        compare.make_all(bench, jobs)
+        study_records.make_all(bench, jobs)
 
 
 def test_the_time_left_is_told_from_past_records(bench, assets, capsys):
     jobs = compare.comparison_jobs(bench, ["base"], [0, 1, 2])
     paths = list(jobs)
-    compare.make_one(bench, paths[0], jobs[paths[0]], compare.misfit)
+    study_records.make_one(bench, paths[0], jobs[paths[0]], study_records.misfit)
     record = RunRecord.load(paths[0])
     assert record.time["run_seconds"] > 0
     record.time["run_seconds"] = 600.0
     record.save(paths[0])
-    compare.make_all(bench, jobs)
+    study_records.make_all(bench, jobs)
     assert "1 of 3 records there already, about 20 min for the others" in capsys.readouterr().out
 
 
 def test_a_failed_run_is_kept_as_failed_and_left_out_by_name(bench, assets):
     bench.profile = replace(bench.profile, learning_rates={"full": 1e30})
-    compare.make_all(bench, compare.comparison_jobs(bench, ["full"], [0]))
+    study_records.make_all(bench, compare.comparison_jobs(bench, ["full"], [0]))
     folder = assets / "runs" / "mini"
     assert RunRecord.load(folder / "positive-full-seed0.json").status == "failed"
     found, excluded = usable_runs(folder, bench.profile, bench.fingerprint)
@@ -74,8 +77,8 @@ def test_the_sweep_tries_until_the_best_rate_has_worse_neighbours(bench, assets,
     losses = sweep_losses(RunRecord.load(path) for path in folder.iterdir())["full"]
     rates = list(losses)
     best = min(losses, key=losses.get)
-    at = compare.RATES.index(best)
-    assert set(compare.RATES[max(at - 1, 0) : at + 2]) <= set(rates)
+    at = study_records.RATES.index(best)
+    assert set(study_records.RATES[max(at - 1, 0) : at + 2]) <= set(rates)
     has = bench.profile.learning_rates["full"]
     assert f"full       {best:g} (the profile has {has:g})" in capsys.readouterr().out
     monkeypatch.setattr(compare, "sweep_run", lambda *_: pytest.fail("made again"))
@@ -97,12 +100,12 @@ def test_the_sweep_tries_until_the_best_rate_has_worse_neighbours(bench, assets,
     ],
 )
 def test_the_next_rate(losses, expected):
-    assert compare.next_rate(9e-4, losses) == expected
+    assert study_records.next_rate(9e-4, losses) == expected
 
 
 def test_a_rate_that_diverges_is_not_chosen(bench, assets):
     records = [
-        compare.make_one(bench, assets / f"{rate}.json", partial(sweep_run, bench, "full", rate, 0), compare.stranger)
+        study_records.make_one(bench, assets / f"{rate}.json", partial(sweep_run, bench, "full", rate, 0), stranger)
         for rate in (1e30, 1e-3)
     ]
     assert [record.status for record in records] == ["failed", "finished"]
@@ -123,9 +126,9 @@ def test_the_dial_goes_on_where_it_stopped(bench, assets):
     for task in ("positive", "negative"):
         record = measure_run(bench, task, "ia3", 0, assets / "run", assets / "adapters" / "mini" / f"{task}-seed0")
         assert record.status == "finished"
-    compare.write_json(assets / "runs" / "mini" / "dial.json", dial_header(bench.profile, "other") | {"rows": []})
+    dial_module.write_json(assets / "runs" / "mini" / "dial.json", dial_header(bench.profile, "other") | {"rows": []})
     with pytest.raises(SystemExit, match="Delete it"):
-        compare.run_dial(bench, [0])
+        dial_module.run_dial(bench, [0])
 
 
 def test_costs_of_every_method(bench):

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from utils import comparison
-from utils.adapters import METHODS, load_adapter
-from utils.comparison import comparison_runs, measure_run, paired_difference, study_runs, summarise, usable_runs
+from study import comparison
+from study.comparison import comparison_runs, measure_run, paired_difference, study_runs, summarise, usable_runs
+from utils.adapters import METHODS
 from utils.config import PROFILES
 from utils.gpu import GpuError
-from utils.runs import Estimate, RunError, RunRecord
+from utils.metrics import Estimate
+from utils.runs import RunError, RunRecord
+from utils.storage import load_adapter
 
 
 def test_every_method_is_measured_alike(bench, tmp_path):

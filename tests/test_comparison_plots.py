@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from utils.plots import cost_bars, few_shot_curves, interval_rows, rate_curves
-from utils.runs import Estimate
+from study.plots import cost_bars, few_shot_curves, interval_rows, rate_curves
+from utils.metrics import Estimate
 
 
 def words(ax) -> list[str]:

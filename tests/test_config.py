@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from utils import config
-from utils.config import PROFILES, ROOT, ConfigError, describe, load_profile
+from utils.config import PROFILES, describe, load_profile
+from utils.settings import ROOT, ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,6 @@ from utils import judges as judges_module
 from utils.config import ASSETS, PROFILES
 from utils.data import read_packaged_reviews, split_reviews
 from utils.evaluation import (
-    EvaluationError,
-    Judge,
     adapters_off,
     bootstrap_interval,
     continuation_nats,
@@ -25,14 +23,12 @@ from utils.evaluation import (
     evaluate_samples,
     fluency,
     held_out_loss,
-    load_judges,
     positivity,
     relevance,
-    wilson_interval,
 )
 from utils.generation import Sample, generate
-from utils.judges import cut_pieces
-from utils.runs import Estimate
+from utils.judges import EvaluationError, Judge, cut_pieces, load_judges, wilson_interval
+from utils.metrics import Estimate
 
 
 @pytest.fixture(scope="session")

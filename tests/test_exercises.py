@@ -9,6 +9,7 @@ import contextlib
 import io
 import re
 import socket
+from importlib import import_module
 
 import answers_compare
 import answers_inference
@@ -21,9 +22,10 @@ import torch
 from exercise_rules import exercise_cells, role
 from replay import NOTEBOOKS, ROOT
 
-from utils import checks
-from utils.answers import plain
-from utils.checks import EXERCISES, FAIL, PASS, TODO, CheckError, check, scoreboard
+import exercises
+from exercises import EXERCISES, FAIL, PASS, TODO, check, scoreboard
+from exercises import NOTEBOOKS as MODULE_NAMES
+from exercises.answers import plain
 
 MODULES = (answers_setup, answers_train, answers_inference, answers_compare)  # of 01 to 04
 ANSWERS = {number: answers for module in MODULES for number, answers in module.ANSWERS.items()}
@@ -71,7 +73,7 @@ def stubbed(text: str) -> str:
 def offline(monkeypatch):
     """Checks and hidden tests need no network, and no test sees the states of another."""
     monkeypatch.setattr(socket, "socket", None)
-    monkeypatch.setattr(checks, "_LATEST", {})
+    monkeypatch.setattr(exercises, "_LATEST", {})
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
@@ -83,10 +85,10 @@ def test_exercise_has_all_its_parts(number):
     notebook = EXERCISES[number].notebook
     cells = [name for name in (cell_id(number, part) for part in ("-card", "", "-test")) if name not in CELLS]
     missing = [f"the cell {name}, or `make refresh`, which gives it this id" for name in cells]
-    if number not in checks._checks(notebook):
-        missing.append(f"a line in CHECKS of utils/exercises_{checks.NOTEBOOKS[notebook]}.py")
+    if number not in import_module(f"exercises.{MODULE_NAMES[notebook]}").CHECKS:
+        missing.append(f"a line in CHECKS of exercises/{MODULE_NAMES[notebook]}.py")
     if number not in ANSWERS or len(ANSWERS[number][1]) < 4:
-        missing.append(f"a right answer and four wrong ones in tests/answers_{checks.NOTEBOOKS[notebook]}.py")
+        missing.append(f"a right answer and four wrong ones in tests/answers_{MODULE_NAMES[notebook]}.py")
     assert not missing, "\n".join([f"{number} lacks", *missing])
 
 
@@ -466,7 +468,7 @@ def test_example_calls_of_the_card_are_right(number):
 def test_notebooks_have_no_other_exercise():
     known = {cell_id(number, part) for number in EXERCISES for part in ("", "-card", "-test")}
     others = set(CELLS) - known - {"scoreboard", "scoreboard-card"}
-    assert not others, f"{sorted(others)}: no exercise in EXERCISES of utils/checks.py has this number"
+    assert not others, f"{sorted(others)}: no exercise in EXERCISES of exercises/__init__.py has this number"
     assert ANSWERS.keys() == set(CODED)
 
 
@@ -488,9 +490,9 @@ def test_scoreboard_shows_states_and_sum():
 
 def test_unknown_numbers_are_named():
     for number in ("9.9", "1.6", None):
-        with pytest.raises(CheckError, match="there is one for 1.1"):
+        with pytest.raises(ValueError, match="there is one for 1.1"):
             check(number, print)
-    with pytest.raises(CheckError, match="choose from 01"):
+    with pytest.raises(ValueError, match="choose from 01"):
         scoreboard("05")
 
 

@@ -21,12 +21,14 @@ from conftest import make_tiny_model
 from datasets import Dataset
 
 from utils import data, training
-from utils.adapters import attach, find_adapter, load_adapter, save_adapter, scaling_vectors, set_scaling_vectors
+from utils.adapters import attach, scaling_vectors, set_scaling_vectors
 from utils.checkpoints import LOCK, CheckpointError
-from utils.config import PROFILES, ROOT
+from utils.config import PROFILES
 from utils.data import to_blocks
 from utils.files import BusyError, WriteError, locked, replace_folder, standing, write_atomic
 from utils.runs import RunRecord
+from utils.settings import ROOT
+from utils.storage import find_adapter, load_adapter, save_adapter
 
 PROFILE = replace(
     PROFILES["mini"], block_length=16, batch_size=8, steps=6, eval_every=2, eval_blocks=8,

@@ -14,10 +14,11 @@ import torch
 from peft import IA3Config, LoraConfig, TaskType, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from study.cost import reference_costs
 from utils import gpu
-from utils.adapters import attach, count_parameters
+from utils.adapters import attach
 from utils.config import PROFILES
-from utils.cost import reference_costs
+from utils.counts import count_parameters
 from utils.memory import FOOTPRINTS, activation_bytes
 
 ROOT = Path(__file__).resolve().parents[1]

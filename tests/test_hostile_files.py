@@ -23,9 +23,10 @@ from conftest import make_tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils import data, tasks
-from utils.adapter_files import check_tensors, read_probe
-from utils.adapters import AdapterError, attach, load_adapter, load_base, save_adapter
+from extensions import tasks
+from utils import data
+from utils.adapter_files import AdapterError, check_tensors, read_probe
+from utils.adapters import attach, load_base
 from utils.checkpoints import CheckpointError, is_whole, load_optimizer, load_rng, save_optimizer, save_rng, seal
 from utils.config import PROFILES
 from utils.data import DataError
@@ -34,6 +35,7 @@ from utils.judges import EvaluationError, Judge
 from utils.model_files import model_faults
 from utils.runs import RunError, RunRecord, load_runs
 from utils.settings import ConfigError, override
+from utils.storage import load_adapter, save_adapter
 
 MEMORY = 700 * 2**20  # bytes that all of these tests together may add to the process
 

@@ -15,7 +15,8 @@ from hub_server import HubServer
 from huggingface_hub import constants
 
 from utils import hub
-from utils.config import PROFILES, ROOT
+from utils.config import PROFILES
+from utils.settings import ROOT
 
 GPT2 = PROFILES["gpt2"]
 MODEL, REVIEWS = ("model", GPT2.model), ("dataset", GPT2.reviews)

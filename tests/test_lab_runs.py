@@ -1,28 +1,26 @@
-"""scripts/labs.py and utils/lab_runs.py: one run a record, resumed, never mixed, rates chosen on validation alone."""
+"""`python -m extensions` and extensions/runs.py: one run a record, resumed, never mixed; rates chosen on validation."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from labs import SHAPES
-from replay import ROOT
 from transformers import BertForSequenceClassification
 
-from utils import lab_runs
-from utils.comparison import chosen_rates
+from extensions import runs as lab_runs
+from extensions.made_tokenizers import made_tokenizer
+from extensions.models import build_model
+from extensions.recipes import BLOOM_BASE, RECIPES, with_data
+from extensions.runs import LabBench, attach_method, lab_folder, measure_lab, methods_of
+from extensions.scoring import label_loss, majority
+from extensions.tasks import with_test
+from study.comparison import chosen_rates
 from utils.config import ASSETS
 from utils.counts import count_parameters
-from utils.lab_runs import LabBench, attach_method, lab_folder, measure_lab, methods_of
-from utils.made_tokenizers import made_tokenizer
-from utils.recipes import BLOOM_BASE, RECIPES, with_data
 from utils.runs import RunRecord
-from utils.scoring import label_loss, majority
-from utils.standins import build_model
-from utils.tasks import with_test
 
 LABS = {
     "bert-paraphrase": [{"sentence1": "a film", "sentence2": f"film {i}", "label": i % 2} for i in range(12)],
@@ -38,10 +36,9 @@ PARTS = ("train", "validation", "test")
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """scripts/labs.py under a name that tests/labs.py does not have, writing into an empty folder."""
-    spec = importlib.util.spec_from_file_location("labs_script", ROOT / "scripts" / "labs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """`python -m extensions`, writing into an empty folder."""
+    import extensions.__main__ as module
+
     monkeypatch.setattr(module, "ASSETS", tmp_path / "assets")
     return module
 

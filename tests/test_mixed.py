@@ -13,9 +13,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from utils.adapters import AdapterError, AdapterLibrary, attach, ia3_config, recipe_config, save_adapter
+from extensions.recipes import RECIPES
+from utils.adapter_files import AdapterError
+from utils.adapters import AdapterLibrary, attach
 from utils.mixed import mixed_adapters, repeated
-from utils.recipes import RECIPES
+from utils.places import ia3_config, recipe_config
+from utils.storage import save_adapter
 
 NAMES = ["up", None, "down", "up"]
 IDS = torch.randint(5, 90, (4, 7), generator=torch.Generator().manual_seed(0))

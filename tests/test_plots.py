@@ -14,7 +14,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from utils import plots
-from utils.runs import Estimate, RunRecord
+from utils.metrics import Estimate
+from utils.runs import RunRecord
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,9 @@ from launched import SIZES, VECTORS, WEIGHTS, assert_same_history
 from safetensors.torch import load_file
 
 from utils import processes, scale, training
-from utils.config import ROOT
 from utils.processes import ProcessError, require_processes
 from utils.runs import RunRecord
+from utils.settings import ROOT
 
 RUNS = list(launched.RUNS)
 TO_THE_END = [*RUNS, "blocks.resumed"]

@@ -11,10 +11,10 @@ import readme_numbers
 from readme_numbers import PAGES, PARTS, PICTURE, README, ROOT, digest, fill, picture_source
 from transformers import GPT2Config
 
-from utils.adapters import predict_ia3_count
+from extensions.recipes import RECIPES
 from utils.config import PROFILES
+from utils.counts import predict_ia3_count
 from utils.metrics import Estimate
-from utils.recipes import RECIPES
 from utils.runs import RunError, RunRecord, write_json
 
 TEXT = README.read_text(encoding="utf-8")

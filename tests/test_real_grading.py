@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from exercises import EXERCISES
 from grading import cells
 from grading.course import Course
 from grading.release import student_notebook
-from utils.checks import EXERCISES
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS_FILES = "ex-2-9-test"  # its points come from the adapter that was handed in: this test is not run

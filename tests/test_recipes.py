@@ -11,14 +11,19 @@ from labs import tiny, tiny_model
 from peft import IA3Config, get_peft_model
 from transformers import BertModel
 
-from utils import recipes, training
-from utils.adapters import AdapterError, attach_recipe, base_fingerprint, count_parameters, recipe_config
-from utils.config import PROFILES, ConfigError
-from utils.counts import PREDICTED_BY_TYPE, predict_bert_count
-from utils.encoding import make_collator
-from utils.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
+from extensions import recipes
+from extensions.encoding import make_collator
+from extensions.models import build_model, model_config
+from extensions.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
+from utils import training
+from utils.adapter_files import AdapterError
+from utils.adapters import attach_recipe
+from utils.config import PROFILES
+from utils.counts import PREDICTED_BY_TYPE, count_parameters, predict_bert_count
+from utils.places import recipe_config
 from utils.runs import RunRecord
-from utils.standins import build_model, model_config
+from utils.settings import ConfigError
+from utils.storage import base_fingerprint
 
 LABS = tuple(RECIPES)
 ALL = [recipe for sizes in RECIPES.values() for recipe in sizes.values()]

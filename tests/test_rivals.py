@@ -13,25 +13,15 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from utils.adapters import (
-    MERGEABLE,
-    METHODS,
-    AdapterError,
-    attach,
-    base_fingerprint,
-    count_parameters,
-    load_adapter,
-    merge,
-    predict_trainable,
-    save_adapter,
-    scaling_vectors,
-)
+from utils.adapter_files import AdapterError
+from utils.adapters import MERGEABLE, METHODS, attach, merge, scaling_vectors
 from utils.config import PROFILES
-from utils.counts import predict_ia3_count, predict_lora_count
+from utils.counts import count_parameters, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.generation import generate
 from utils.rivals import load_trainable_state, trainable_state
+from utils.storage import base_fingerprint, load_adapter, save_adapter
 from utils.training import train
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

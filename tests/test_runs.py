@@ -10,17 +10,8 @@ import pytest
 import torch
 
 from utils import runs
-from utils.runs import (
-    METRICS,
-    Estimate,
-    RunError,
-    RunRecord,
-    compare_table,
-    load_runs,
-    mean_interval,
-    pareto_front,
-    table,
-)
+from utils.metrics import METRICS, Estimate, compare_table, mean_interval, pareto_front, table
+from utils.runs import RunError, RunRecord, load_runs
 
 
 def record(**changes) -> RunRecord:

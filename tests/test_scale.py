@@ -11,13 +11,13 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import make_tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
+from extensions.recipes import MT0_FULL
 from utils import scale
 from utils.adapters import attach, attach_recipe
-from utils.config import ROOT
 from utils.counts import count_parameters, predict_t5_count
 from utils.memory import saved_for_backward
-from utils.recipes import MT0_FULL
-from utils.training import idle_optimizer
+from utils.settings import ROOT
+from utils.step_times import idle_optimizer
 
 SIZES = {size.name: size for size in scale.sizes()}
 TINY_T5 = {"vocab_size": 300, "d_model": 32, "d_ff": 48, "num_heads": 3, "d_kv": 8, "num_layers": 2}

@@ -14,17 +14,20 @@ from hub_server import HubServer
 from labs import tiny, tiny_model
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, AutoPeftModelForSequenceClassification
 
-from utils import standins, training
-from utils.adapters import AdapterError, attach_recipe, base_fingerprint, load_adapter, merge, save_adapter
+from extensions import models as standins
+from extensions.encoding import encode, make_collator
+from extensions.made_tokenizers import made_tokenizer
+from extensions.models import WHEELS, StandInError, Wheel, load_model, wheel_folder
+from extensions.onnx_weights import read_weights
+from extensions.recipes import RECIPES
+from extensions.tasks import STS, load_task
+from utils import training
+from utils.adapter_files import AdapterError
+from utils.adapters import attach_recipe, merge
 from utils.checks import read_pins
-from utils.encoding import encode, make_collator
 from utils.hub import HubError
-from utils.made_tokenizers import made_tokenizer
-from utils.onnx_weights import read_weights
-from utils.recipes import RECIPES
 from utils.settings import ROOT
-from utils.standins import WHEELS, StandInError, Wheel, load_model, wheel_folder
-from utils.tasks import STS, load_task
+from utils.storage import base_fingerprint, load_adapter, save_adapter
 
 LABS = tuple(RECIPES)
 AUTO = {

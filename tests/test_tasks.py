@@ -12,18 +12,18 @@ from datasets import Dataset, DatasetDict
 from labs import real, tiny, tiny_model
 from sklearn.metrics import f1_score
 
-from utils import tasks
+from extensions import tasks
+from extensions.encoding import IGNORED, encode, instruction_prompt, make_collator
+from extensions.instructions import made_instructions
+from extensions.made_tokenizers import made_tokenizer
+from extensions.models import wheel_folder
+from extensions.recipes import RECIPES, with_data
+from extensions.scoring import accuracy, class_logits, confusion, exact_match, f1, label_scores, normal, write_texts
+from extensions.tasks import load_task, made_pairs, scored_pairs, split_rows
 from utils.data import DataError
-from utils.encoding import IGNORED, encode, instruction_prompt, make_collator
 from utils.generation import generate
 from utils.hub import HubError
-from utils.instructions import made_instructions
 from utils.judges import EvaluationError
-from utils.made_tokenizers import made_tokenizer
-from utils.recipes import RECIPES, with_data
-from utils.scoring import accuracy, class_logits, confusion, exact_match, f1, label_scores, normal, write_texts
-from utils.standins import wheel_folder
-from utils.tasks import load_task, made_pairs, scored_pairs, split_rows
 
 LABS = tuple(RECIPES)
 BERT, MT0, BLOOM = (RECIPES[lab]["mini"] for lab in LABS)

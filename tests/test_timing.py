@@ -9,8 +9,8 @@ import torch
 from conftest import make_tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.training import FROZEN, TRAINED, best_size, product_flops, product_seconds, training_flops
 from utils.adapters import attach
-from utils.flops import FROZEN, TRAINED, best_size, product_flops, product_seconds, training_flops
 from utils.timing import PROCESSOR_TIME, Spread, interleave, ratios, seconds
 
 

@@ -10,9 +10,10 @@ from conftest import make_tiny_model
 from datasets import Dataset
 
 from utils import adapters, config, data
-from utils.adapters import load_adapter, scaling_vectors
+from utils.adapters import scaling_vectors
 from utils.config import PROFILES
 from utils.runs import RunRecord
+from utils.storage import load_adapter
 
 SMALL = {"block_length": 16, "batch_size": 4, "steps": 3, "eval_every": 1, "eval_blocks": 4, "train_reviews": 16}
 

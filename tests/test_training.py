@@ -8,11 +8,13 @@ from conftest import make_tiny_model
 from datasets import Dataset
 
 from utils import training
-from utils.adapters import attach, base_fingerprint, count_parameters, scaling_vectors, set_scaling_vectors
+from utils.adapters import attach, scaling_vectors, set_scaling_vectors
 from utils.config import PROFILES
+from utils.counts import count_parameters
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.runs import RunRecord
+from utils.storage import base_fingerprint
 
 PROFILE = replace(
     PROFILES["mini"],

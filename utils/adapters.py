@@ -19,6 +19,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from extensions.recipes import Recipe
+from utils.adapter_files import AdapterError, read_probe
 from utils.config import Profile
 from utils.counts import (  # students import from here
     LORA_RANK,
@@ -36,18 +38,8 @@ from utils.generation import Sample, generate
 from utils.gpu import pick_device
 from utils.hub import GPT2_WAYS, HubError, model_folder
 from utils.places import check_task, ia3_config, recipe_config
-from utils.recipe import Recipe
 from utils.rivals import hold_queries, insert_bottlenecks, train_biases
-from utils.storage import (  # the other half of this module
-    AdapterError,
-    base_fingerprint,
-    carries_adapter,
-    find_adapter,
-    load_adapter,
-    plain_model,
-    read_probe,
-    save_adapter,
-)
+from utils.storage import base_fingerprint, carries_adapter, find_adapter, load_adapter, plain_model, save_adapter
 
 __all__ = [
     "METHODS", "AdapterError", "AdapterLibrary", "ParameterCount", "attach", "attach_recipe", "base_fingerprint",

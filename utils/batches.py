@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from extensions.recipes import Recipe
 from utils.config import Profile
 from utils.history import TrainingError
 from utils.processes import decided_by_first, process_index
-from utils.recipe import Recipe
 from utils.runs import read_json, write_json
 from utils.shares import Plan
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.generation import Sample, evaluation_mode
 from utils.judges import EvaluationError, Judge, load_judges, wilson_interval
-from utils.runs import Estimate
+from utils.metrics import Estimate
 
 __all__ = [
     "EvaluationError",

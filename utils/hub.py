@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from extensions.recipes import DATA_FOLDERS, Recipe
 from utils.config import Profile
 from utils.model_files import MODEL_FILES, data_faults, model_faults
-from utils.recipes import DATA_FOLDERS, Recipe
 from utils.settings import short
 
 ANSWER_SECONDS = 5.0  # for the Hub's first answer, name resolution included

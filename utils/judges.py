@@ -23,7 +23,7 @@ from safetensors.numpy import save as to_safetensors
 
 from utils.config import ASSETS, Profile, artifacts_dir
 from utils.files import write_atomic
-from utils.runs import Estimate
+from utils.metrics import Estimate
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import: it is loaded where a judge is made
     from sklearn.feature_extraction.text import TfidfVectorizer

@@ -17,8 +17,8 @@ from peft.tuners.ia3.layer import IA3Layer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
+from utils.adapter_files import AdapterError
 from utils.evaluation import adapters_off
-from utils.storage import AdapterError
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from extensions.recipes import Recipe
+from utils.adapter_files import AdapterError
 from utils.counts import is_head
-from utils.recipe import Recipe
-from utils.storage import AdapterError
 
 
 class Places(NamedTuple):

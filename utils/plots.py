@@ -1,36 +1,103 @@
-"""Data in, matplotlib `Axes` out: every figure of the course, in one style.
+"""The figures of 01 to 03: palette, alt texts, and one function a figure (data in, `Axes` out).
 
-For: figures that are read in five seconds: labelled axes with units, direct labels where they fit.
-Not for: computing anything but means over seeds; numbers come from run records and `evaluation.py`. Colours and
-`show` are in `style.py`, the strength dial in `dial_plot.py`, 04's other figures in `comparison_plots.py`; all can be
-had from here too.
-
-Each function takes an optional `Axes` and returns it; `show(axes.figure, "alt text")` puts it into the notebook.
+The palette is that of Okabe and Ito (2008), which colour-blind readers can tell apart; markers, line styles or labels
+do the same on a grey printer.
 """
 
 from __future__ import annotations
 
+import base64
+import io
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import TwoSlopeNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MultipleLocator, PercentFormatter
 from torch import Tensor
 
-from utils.adapters import METHODS
-from utils.comparison_plots import cost_bars, few_shot_curves, interval_rows, rate_curves
-from utils.dial_plot import dial_figure
-from utils.runs import METRICS, Estimate, RunRecord, pareto_front
-from utils.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, STYLES, WHITE, apply_style, ink_on, new_axes, show
+from utils.metrics import Estimate
 
-__all__ = [
-    "apply_style", "cost_bars", "cost_vs_quality", "dial_figure", "few_shot_curves", "interval_rows",
-    "learning_curves", "lengths_histogram", "loss_curve", "parameter_bar", "rate_curves", "show", "unit_map",
-    "vector_heatmap",
-]  # fmt: skip
+BLUE, ORANGE, BLACK, GREEN, RED, PURPLE, GREY = (
+    "#0072B2", "#E69F00", "#000000", "#009E73", "#C04F00", "#CC79A7", "#767676",
+)  # fmt: skip
+STYLES: dict[str, tuple[str, str, str]] = {  # method -> colour, marker, line style
+    "ia3": (BLUE, "o", "-"),
+    "ia3_kv": (BLUE, "d", (0, (1, 1))),
+    "lora": (ORANGE, "s", "--"),
+    "full": (BLACK, "D", "-."),
+    "bitfit": (GREEN, "^", ":"),
+    "prefix": (PURPLE, "v", (0, (5, 1))),
+    "bottleneck": (RED, "P", (0, (3, 1, 1, 1))),
+    "base": (GREY, "x", ":"),
+}
+WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # behind a label that may cross a line
+
+
+def apply_style() -> None:
+    """Set matplotlib's defaults for the course: notebook width (8 x 4 inches, 100 dpi), light grid, no box."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (8, 4),
+            "figure.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "font.size": 11,
+            "axes.titlesize": 12,
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#E3E3E3",
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+        }
+    )
+
+
+def luminance(colour: object) -> float:
+    """Relative luminance, 0 (black) to 1 (white), of any colour matplotlib knows (W3C, WCAG 2.2, section 1.4.3)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(first: object, second: object) -> float:
+    """Contrast of two colours, 1 to 21 (W3C, WCAG 2.2, section 1.4.3, which asks 4.5 for text)."""
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def ink_on(background: object) -> str:
+    """Black or white, whichever is better read on `background`; one of the two always has a contrast of 4.5."""
+    return max(("white", BLACK), key=lambda ink: contrast(ink, background))
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Put `figure` into the notebook as a PNG with `alt` text (which nbconvert keeps), and close it."""
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("a figure needs an alt text: one sentence that says what it shows")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})  # the same bytes from every matplotlib
+    plt.close(figure)
+    png = base64.b64encode(buffer.getvalue()).decode("ascii")
+    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def new_axes(ax: Axes | None, **options: object) -> Axes:
+    """`ax`, or the axes of a new figure in the course's style."""
+    if ax is not None:
+        return ax
+    apply_style()
+    return plt.subplots(**options)[1]
 
 
 def lengths_histogram(
@@ -156,86 +223,108 @@ def unit_map(vectors: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
     return ax
 
 
-def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axes:
-    """Change of the held-out loss (nats per token) against the step: a bold line per method, a thin one per seed.
+CURVES = {"dial": ("one adapter", BLUE, "o"), "contrast": ("contrast of two", RED, "s")}
+JUDGES = {"positivity": "-", "positivity_chars": "--"}
+Points = dict[float, list[Estimate]]  # strength -> one estimate a seed
 
-    The base's loss is the lowest one at step 0: a method that does not start as the base (prefix tuning) starts far
-    above it. What is far above it is not shown.
+
+def dial_figure(rows: Sequence[Mapping[str, object]]) -> Axes:
+    """Positivity of the generated text and its two prices, as multiples of the base's, against the strength a.
+
+    A row is one point: `strength`; `positivity` and `positivity_chars` (shares, 0 to 1); `held_out_loss` (nats per
+    token of the turned model on real reviews) and `perplexity` (of the turned model's text under the frozen base), each
+    an Estimate or its dict; where there are several also `curve` ("dial" or "contrast") and `seed`.
+    Lines are means over seeds; a band covers the 95 % intervals of all seeds. Returns the upper Axes. Raises
+    ValueError where a curve has no row at strength 0, the base model that both prices are compared with.
     """
-    ax, methods = new_axes(ax), defaultdict(list)
-    points = [{row["step"]: row["eval_loss"] for row in r.history if "eval_loss" in row} for r in records]
-    base = min((losses[min(losses)] for losses in points if losses), default=0.0)
-    for record, losses in zip(records, points, strict=True):
-        if losses:
-            methods[record.method].append({step: loss - base for step, loss in losses.items()})
-    for method, runs in methods.items():
-        colour, marker, line = STYLES.get(method, (GREY, ".", "-"))
-        steps = sorted(set.intersection(*map(set, runs)))
-        mean = [statistics.fmean(run[step] for run in runs) for step in steps]
-        for run in runs if len(runs) > 1 else ():
-            ax.plot(list(run), list(run.values()), color=colour, linewidth=0.8, alpha=0.3)
-        label = f"{METHODS.get(method, method)}: best {min(mean):+.4f}{_seeds(len(runs))}"
-        ax.plot(steps, mean, color=colour, marker=marker, linestyle=line, label=label)
-    low, high = ax.get_ylim()
-    lowest = min((loss for runs in methods.values() for run in runs for loss in run.values()), default=0)
-    if lowest < 0:
-        ax.set_ylim(1.1 * lowest, min(high, -1.5 * lowest))
-    ax.axhline(0, color=GREY, linewidth=1)
-    ax.set(xlabel="optimiser step", ylabel="held-out loss, minus the base's\n(nats/token)")
-    ax.legend(fontsize=9)
-    return ax
-
-
-def _seeds(count: int) -> str:
-    return f" (mean of {count} seeds)" if count > 1 else ""
-
-
-def cost_vs_quality(
-    rows: Sequence[Mapping[str, object]], cost: str = "trainable", quality: str = "positivity", ax: Axes | None = None
-) -> Axes:
-    """One point a row (`method`, `cost`, `quality`: numbers or Estimates) over a logarithmic cost axis.
-
-    Points on the Pareto front are joined: no other method costs less and is better. The direction of `quality` comes
-    from METRICS. A row that costs nothing (the base) is a dashed level line.
-    """
-    ax, metric = new_axes(ax), METRICS[quality]
-    sign = -1 if metric.better == "lower" else 1
-    paid = [row for row in rows if row[cost]]
+    apply_style()
+    figure, (top, middle, low) = plt.subplots(3, 1, figsize=(8, 7.2), sharex=True, height_ratios=(2.5, 1, 1))
+    curves: dict[str, list[Mapping[str, object]]] = defaultdict(list)
     for row in rows:
-        value, low, high = _interval(row[quality])
-        label, (colour, marker, _) = (
-            METHODS.get(row["method"], row["method"]),
-            STYLES.get(row["method"], STYLES["base"]),
-        )
-        if not row[cost]:
-            ax.axhline(value, color=GREY, linestyle="--", linewidth=1.5)
-            ax.annotate(f"{label}: {value:.{metric.digits}f}", (0.01, value), (0, 4), color=GREY,
-                        xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
-            continue
-        ax.errorbar(row[cost], value, [[value - low], [high - value]], color=colour, marker=marker, markersize=9,
-                    capsize=4, linestyle="none", label=label)  # fmt: skip
-    front = pareto_front([(row[cost], sign * _interval(row[quality])[0]) for row in paid])
-    ax.plot([paid[i][cost] for i in front], [_interval(paid[i][quality])[0] for i in front], color=GREY, linewidth=1,
-            zorder=0, label="Pareto front:\nnothing cheaper is better")  # fmt: skip
-    ax.set(
-        xscale="log", xlabel=f"← better: {_axis(cost)}, log scale", ylabel=f"{_axis(quality)}{_BETTER[metric.better]}"
-    )
-    ax.margins(x=0.1, y=0.15)
-    if metric.unit == "share":
-        low, high = ax.get_ylim()
-        ax.set_ylim(max(low, 0), min(high, 1))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10)
-    return ax
+        curves[str(row.get("curve", "dial"))].append(row)
+    for name, points in curves.items():
+        for score in JUDGES:
+            _line(top, _by_strength(points, score), name, JUDGES[score], band=score == "positivity")
+        _end_values(top, _by_strength(points, "positivity"), CURVES[name][1])
+        _line(middle, _relative(points, "held_out_loss", math.exp), name, "-", band=False)
+        _line(low, _relative(points, "perplexity", float), name, "-", band=False)
+    _landmarks(top, middle, low)
+    _legends(top, list(curves))
+    return top
 
 
-_BETTER = {"higher": ", better: ↑", "lower": ", better: ↓", None: ""}
+def _by_strength(rows: Sequence[Mapping[str, object]], key: str) -> Points:
+    points: Points = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["strength"]):
+        value = row[key]
+        points[row["strength"]].append(value if isinstance(value, Estimate) else Estimate.from_dict(value))
+    return points
 
 
-def _axis(name: str) -> str:
-    metric = METRICS[name]
-    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+def _relative(rows: Sequence[Mapping[str, object]], key: str, perplexity: Callable[[float], float]) -> Points:
+    """The `perplexity` of `key`, divided by that of the same seed at strength 0.
+
+    No interval: both levels are of the same blocks, or the same prompts, so theirs say little about the ratio.
+    """
+    points: Points = defaultdict(list)
+    for seed in sorted({row.get("seed", 0) for row in rows}):
+        own = _by_strength([row for row in rows if row.get("seed", 0) == seed], key)
+        if 0 not in own:
+            raise ValueError("a dial curve needs the base model: measure strength 0 as well")
+        base = perplexity(own[0][0].value)
+        for strength, (estimate, *_) in own.items():
+            ratio = perplexity(estimate.value) / base
+            points[strength].append(Estimate(ratio, ratio, ratio, estimate.n))
+    return dict(sorted(points.items()))
 
 
-def _interval(value: object) -> tuple[float, float, float]:
-    """Value, low and high of an Estimate; a bare number has no width."""
-    return (value.value, value.low, value.high) if isinstance(value, Estimate) else (float(value),) * 3
+def _line(ax: Axes, points: Points, curve: str, style: str, band: bool) -> None:
+    """Mean over seeds, and the band from the lowest to the highest end of the seeds' intervals."""
+    _, colour, marker = CURVES[curve]
+    means = [statistics.fmean(e.value for e in estimates) for estimates in points.values()]
+    solid = style == "-"
+    ax.plot(list(points), means, color=colour, linestyle=style, marker=marker, linewidth=2.4 if solid else 1.8,
+            markerfacecolor=colour if solid else "white", markersize=6 if solid else 4)  # fmt: skip
+    if band:
+        ends = [(min(e.low for e in es), max(e.high for e in es)) for es in points.values()]
+        ax.fill_between(list(points), *zip(*ends, strict=True), color=colour, alpha=0.18, linewidth=0)
+
+
+def _end_values(ax: Axes, points: Points, colour: str) -> None:
+    """The share at both ends of a curve, written beside it."""
+    for strength, offset, side in ((min(points), -9, "right"), (max(points), 9, "left")):
+        share = statistics.fmean(estimate.value for estimate in points[strength])
+        ax.annotate(f"{share:.0%}", (strength, share), (offset, 0), textcoords="offset points", ha=side, va="center",
+                    color=colour, fontsize=12)  # fmt: skip
+
+
+def _landmarks(top: Axes, middle: Axes, low: Axes) -> None:
+    """Axis labels, the base at a = 0, one adapter as trained at a = 1."""
+    for ax in (top, middle, low):
+        for strength in (0, 1):
+            ax.axvline(strength, color=GREY, linewidth=1, linestyle=":")
+    for strength, text, side in ((0, "a = 0: base model ", "right"), (1, " a = 1: one adapter as trained", "left")):
+        top.annotate(text, (strength, 1.01), xycoords=("data", "axes fraction"), ha=side, va="bottom", fontsize=10)
+    top.set(ylabel="texts judged positive", ylim=(-0.03, 1.03))
+    left, right = top.dataLim.intervalx
+    top.set_xlim(left - 0.09 * (right - left), right + 0.09 * (right - left))  # room for the values at both ends
+    top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    top.yaxis.set_major_locator(MultipleLocator(0.25))
+    for ax, what in ((middle, "of real\nreviews"), (low, "of its\nown text")):
+        ax.axhline(1, color=BLACK, linewidth=1)
+        ax.set_ylabel(f"perplexity {what}\n(x base model)", fontsize=10)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+    low.set_xlabel("← more negative        strength a        more positive →")
+    low.xaxis.set_major_locator(MultipleLocator(1))
+
+
+def _legends(top: Axes, names: Sequence[str]) -> None:
+    """Who is who: a colour a curve (lower right), a line style a judge and the band (upper left)."""
+    curves = [Line2D([], [], color=c, marker=m, label=label) for label, c, m in (CURVES[name] for name in names)]
+    judges = [
+        Line2D([], [], color=BLACK, label="judge: words"),
+        Line2D([], [], color=BLACK, linestyle="--", label="judge: characters"),
+        Patch(color=GREY, alpha=0.3, label="95 % interval (solid line)"),
+    ]
+    top.add_artist(top.legend(handles=curves, loc="lower right"))
+    top.legend(handles=judges, loc="upper left", fontsize=10)

@@ -7,7 +7,6 @@ Not for: training, or drawing the curve (`plots.dial_figure`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 from datasets import Dataset
@@ -17,11 +16,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from utils.adapters import scaling_vectors, set_scaling_vectors
-from utils.config import ASSETS, Profile
 from utils.evaluation import SCORE_OF_JUDGE, fluency, held_out_loss, positivity
 from utils.generation import generate
 from utils.judges import Judge
-from utils.runs import Estimate
+from utils.metrics import Estimate
 
 Vectors = dict[str, Tensor]
 
@@ -66,23 +64,3 @@ def strength_sweep(
     finally:
         set_scaling_vectors(model, before)
     return rows
-
-
-def dial_header(profile: Profile, fingerprint: str) -> dict[str, object]:
-    """What a recorded dial was made with; one with another header is not used, and never continued."""
-    return {
-        "config_id": profile.config_id(), "base": fingerprint, "learning_rate": profile.learning_rates["ia3"],
-        "sampling": profile.sampling,
-    }  # fmt: skip
-
-
-def load_reference_dial(profile: Profile, fingerprint: str) -> tuple[list[dict], str | None]:
-    """Rows of this profile's committed dial, or none and the reason: no record, another configuration or base."""
-    path = ASSETS / "runs" / profile.name / "dial.json"
-    if not path.exists():
-        return [], f"no reference run of the dial for profile {profile.name}: not measured"
-    record = json.loads(path.read_text(encoding="utf-8"))
-    header = dial_header(profile, fingerprint)
-    if {key: record.get(key) for key in header} != header:
-        return [], f"{path.name} was made with another configuration, base model or sampling: not used"
-    return record["rows"], None

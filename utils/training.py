@@ -21,18 +21,19 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from utils.adapters import base_fingerprint, count_parameters
+from extensions.recipes import Recipe
 from utils.batches import SMALLER, batch_that_fitted, plan_of, smaller
 from utils.checkpoints import drop_broken, one_at_a_time
 from utils.config import Profile
+from utils.counts import count_parameters
 from utils.gpu import PeakMemory, fast_bf16
 from utils.history import DivergedError, TrainingError, check_finite, readable_history, summary
 from utils.processes import decided_by_first, join, process_count, process_index, wait_for_all
-from utils.recipe import Recipe
 from utils.rivals import load_trainable_state, trainable_state
 from utils.runs import RunRecord, environment
 from utils.shares import Plan
 from utils.step_times import idle_optimizer, step_ratios, step_seconds
+from utils.storage import base_fingerprint
 from utils.trainer import BlockTrainer, PerLabelTrainer, Progress
 
 __all__ = [

@@ -1,0 +1,204 @@
+"""The checks of 02's exercises about models: 2.1, 2.2 and 2.6. The others, and `CHECKS`, are in `train.py`.
+
+Models are GPT-2s of two narrow layers, made here; nothing is loaded. Not for: the exercises' texts and model answers,
+which stand in the notebook.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from peft import IA3Config, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from exercises import Answer, Wrong
+from exercises.answers import Draw, expect, kind, plain
+from utils.adapters import attach, scaling_vectors, set_scaling_vectors
+
+LAYERS, WIDTH = 12, 768  # of GPT-2, in whose counts the mistakes of 2.1 are known
+PLACES = {  # part of (IA)³ -> {module: whether its input is scaled, and not its output}
+    "both": {"attn.c_attn": False, "mlp.c_proj": True},
+    "attention": {"attn.c_attn": False},
+    "feedforward": {"mlp.c_proj": True},
+}
+NUDGES = (4e-6, 2e-6, 1e-6, 5e-7, 2.4e-7)  # distances of one factor from 1; float32 has steps of 1.2e-7 there
+
+
+def tiny_gpt2(seed: int, width: int = 8) -> GPT2LMHeadModel:
+    """A random GPT-2 of two layers without dropout, whose biases and norms are random too."""
+    config = GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=width, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.5,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.config.loss_type = "ForCausalLM"
+    return model.eval()
+
+
+def adapted(draw: Draw, seed: int) -> PeftModel:
+    """A tiny GPT-2 with an (IA)³ adapter whose vectors are not 1."""
+    with torch.random.fork_rng(devices=[]):
+        model = attach(tiny_gpt2(seed), "ia3")
+    set_scaling_vectors(model, {key: draw.factors(len(l)) for key, l in scaling_vectors(model).items()})
+    return model.eval()
+
+
+def check_config(answer: Answer, seed: int) -> None:
+    """2.1: what the configuration says, and what peft builds from it, module by module, on a GPT-2 of two layers."""
+    for part, right in PLACES.items():
+        config = answer(part)
+        if type(config) is not IA3Config:
+            raise Wrong(f"an IA3Config is due, not a {kind(config)}")
+        for field, due in (("task_type", "CAUSAL_LM"), ("fan_in_fan_out", True), ("init_ia3_weights", True)):
+            if plain_field(config, field) != due:  # peft itself sets the second one right when it builds
+                raise Wrong(f"{part}: {field} must be {due}")
+        layers = built(config, part)
+        found = {name.partition(".")[2]: layer.is_feedforward for name, layer in layers.items()}
+        numbers = LAYERS // 2 * sum(layer.ia3_l["default"].numel() for layer in layers.values())
+        if found != right or len(layers) != 2 * len(right):
+            raise Wrong(f"{part}: {numbers:,} numbers on GPT-2: {misplaced(found, right)}")
+
+
+def built(config: IA3Config, part: str) -> dict[str, BaseTunerLayer]:
+    """The modules that peft scales by `config`, by block and name ("0.attn.c_attn")."""
+    with torch.device("meta"):
+        size = {"n_layer": 2, "n_embd": WIDTH, "vocab_size": 8, "n_positions": 8}
+        bare = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=0))
+    try:
+        modules = get_peft_model(bare, config).named_modules()
+    except ValueError:
+        raise Wrong(f"{part}: peft refuses it: no module of GPT-2 ends with the name of a target") from None
+    return {name.rpartition(".h.")[2]: module for name, module in modules if isinstance(module, BaseTunerLayer)}
+
+
+def misplaced(found: dict[str, bool], right: dict[str, bool]) -> str:
+    """The likeliest cause why the places `found` are not those of `right` (see `PLACES`)."""
+    extra = found.keys() - right.keys()
+    if "attn.c_proj" in extra:
+        unlisted = found.get("mlp.c_proj") is False
+        also = ", and feedforward_modules is missing" if unlisted else ". Write mlp.c_proj"
+        return f"bare c_proj also matches attn.c_proj{also}"
+    if "mlp.c_fc" in extra:
+        return "c_fc is scaled, before the activation: the count may be right, the place is wrong"
+    if found.keys() != right.keys():
+        known = {"mlp.c_proj": "the feed-forward layer is scaled too", "attn.c_attn": "attention is scaled too"}
+        return known.get("".join(extra), "other modules are scaled than those that were asked for")
+    if found == right:
+        return "only some of the blocks are scaled"
+    if all(found[name] != right[name] for name in right) and len(right) == 2:
+        return "the roles are swapped: scale c_attn's output and mlp.c_proj's input"
+    if found.get("attn.c_attn"):
+        return "c_attn stands in feedforward_modules, so its input is scaled, d instead of 3d"
+    return "feedforward_modules lacks mlp.c_proj, so it is scaled on its output, d instead of 4d"
+
+
+def plain_field(config: IA3Config, name: str) -> object:
+    """A field of a configuration as plain text or boolean; an enumeration by its value."""
+    value = getattr(config, name)
+    return plain(str(value.value) if hasattr(value, "value") else value)
+
+
+def nearly_base(seed: int, ids: Tensor) -> PeftModel:
+    """A tiny GPT-2, one of its factors so near 1 that only some last bits of its logits differ from the base's.
+
+    `torch.allclose` takes the two for equal, `torch.equal` does not.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = attach(tiny_gpt2(seed), "ia3").eval()
+    ones, base = scaling_vectors(model), model(ids).logits.detach()
+    for unit, step in itertools.product(range(len(ones["1.feedforward"])), NUDGES):
+        nudged = ones["1.feedforward"].clone()
+        nudged[unit] += step
+        set_scaling_vectors(model, ones | {"1.feedforward": nudged})
+        logits = model(ids).logits.detach()
+        if torch.allclose(logits, base) and not torch.equal(logits, base):
+            break
+    return model
+
+
+def check_identity(answer: Answer, seed: int) -> None:
+    """2.2: whether an adapter changes no bit of the logits; the model is left as it was."""
+    draw = Draw(seed)
+    ids = draw.integers(0, 39, 1, 6)
+    with torch.random.fork_rng(devices=[]):
+        fresh = attach(tiny_gpt2(seed), "ia3").eval()
+    cases = [
+        (fresh, True, "a fresh adapter changes nothing, and you say that it does"),
+        (
+            adapted(draw, seed),
+            False,
+            "an adapter with other vectors passes: compare with the logits while it is switched off",
+        ),
+        (nearly_base(seed, ids), False, "a small change passes: equal means torch.equal, every bit, not allclose"),
+    ]
+    for model, right, cause in cases:
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        result = answer(model, ids)
+        found = plain(result)
+        if type(found) is not bool:
+            raise Wrong(f"True or False is due, not a {kind(result)}: one bool for all logits, as torch.equal gives")
+        if any(layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer)):
+            raise Wrong("the adapter is still switched off afterwards: use `with model.disable_adapter():`")
+        if before.keys() != model.state_dict().keys():
+            raise Wrong("the adapter is taken off for good: use `with model.disable_adapter():`")
+        if any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()):
+            raise Wrong("the model's numbers are others afterwards")
+        if found != right:
+            raise Wrong(cause)
+
+
+def losses_of(model: PeftModel, ids: Tensor, steps: int, rate: float, make: Callable, zero: bool = True) -> list[float]:
+    """Losses before each of `steps` updates of the trainable numbers on one batch (rows, tokens)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer, losses = make(parameters, rate), []
+    for _ in range(steps):
+        loss = model(input_ids=ids, labels=ids).loss
+        if zero:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def check_overfit(answer: Answer, seed: int) -> None:
+    """2.6: a loop that trains the vectors, and only these, on one batch."""
+    draw, steps, rate = Draw(seed), 12, 0.1
+    ids = draw.integers(0, 39, 2, 6)
+
+    def run(make: Callable, zero: bool = True, steps: int = steps) -> list[float]:
+        return losses_of(adapted(Draw(seed), seed), ids, steps, rate, make, zero)
+
+    def adam(parameters: list, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+
+    model = adapted(Draw(seed), seed)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = answer(model, ids, steps, rate)
+    if type(found) not in (list, tuple) or any(type(loss) is not float for loss in found):
+        raise Wrong("a list of floats is due: take .item() of each loss")
+    if any(".ia3_l." not in n and not torch.equal(p, before[n]) for n, p in model.named_parameters()):
+        raise Wrong("frozen weights have moved: give the optimiser what requires a gradient, and nothing else")
+    right = run(adam)
+    traps = [
+        ("gradients add up: call optimizer.zero_grad() in each step", lambda: run(adam, zero=False)),
+        ("AdamW's own weight decay is 0.01, and pulls the vectors to 0: pass weight_decay=0.0",
+         lambda: run(lambda p, rate: torch.optim.AdamW(p, lr=rate))),
+        ("the learning rate is not the one that was passed", lambda: run(lambda p, _: adam(p, 1e-3))),
+        ("plain gradient descent: use AdamW", lambda: run(lambda p, rate: torch.optim.SGD(p, lr=rate))),
+        ("the losses are those after each step: keep the one from before the update",
+         lambda: run(adam, steps=steps + 1)[1:]),
+        ("nothing is learned: call loss.backward() and optimizer.step()", [right[0]] * steps),
+    ]  # fmt: skip
+    if len(found) != steps:
+        raise Wrong("one loss for each step is due")
+    expect(list(found), right, traps, "the losses are not those of AdamW on the vectors, weight decay 0", 1e-4)
