@@ -16,7 +16,7 @@ import sys
 import types
 
 from grading import cells, codec, computes_answers
-from grading.codec import ClosedError, NotPlainError
+from grading.codec import NotPlainError
 
 LONGEST = 500  # characters of a message that is kept
 
@@ -107,7 +107,7 @@ def serve(shell: object, judge_end: socket.socket, job: dict, facts: dict) -> No
     while True:
         try:
             message, (data, *_) = codec.receive(judge_end)
-        except ClosedError:
+        except ConnectionError:
             return
         if "token" in message:
             problem = run_test(shell, data.decode())

@@ -31,10 +31,6 @@ class NotPlainError(TypeError):
     """A value that is not plain data; the message names its class."""
 
 
-class ClosedError(ConnectionError):
-    """The other process has ended or sends nonsense."""
-
-
 def encode(value: object, buffers: list[bytes], depth: int = 0) -> object:
     """`value` as a JSON tree whose arrays lie in `buffers`. Raises NotPlainError for what is not plain data."""
     if depth > DEEPEST:
@@ -219,18 +215,18 @@ def send(connection: socket.socket, message: object, buffers: list[bytes] | tupl
 
 
 def receive(connection: socket.socket) -> tuple[object, list[bytes]]:
-    """Receive what `send` sent. Raises ClosedError where the other end is gone, sends too much or no JSON."""
+    """Receive what `send` sent. Raises ConnectionError where the other end is gone, sends too much or no JSON."""
     (count,) = struct.unpack("<I", _exactly(connection, 4))
     if not 1 <= count <= 10_000:
-        raise ClosedError("the answer is damaged")
+        raise ConnectionError("the answer is damaged")
     sizes = struct.unpack(f"<{count}Q", _exactly(connection, 8 * count))
     if sum(sizes) > MOST_BYTES or sizes[0] > MOST_JSON:
-        raise ClosedError("the answer is too large")
+        raise ConnectionError("the answer is too large")
     head, *buffers = [_exactly(connection, size) for size in sizes]
     try:
         return json.loads(head), buffers
     except (ValueError, RecursionError) as error:
-        raise ClosedError("the answer is damaged") from error
+        raise ConnectionError("the answer is damaged") from error
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
@@ -238,6 +234,6 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     while len(data) < size:
         piece = connection.recv(min(size - len(data), 1 << 20))
         if not piece:
-            raise ClosedError("the other process has ended")
+            raise ConnectionError("the other process has ended")
         data += piece
     return bytes(data)

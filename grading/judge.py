@@ -17,7 +17,7 @@ import types
 
 from grading import cells, codec, computes_answers
 from grading.answering import LONGEST, failure, run_test, short
-from grading.codec import ClosedError, NotPlainError
+from grading.codec import NotPlainError
 
 MISSING = object()
 MOST_PROBLEMS = 20  # of a student's cells that are kept
@@ -82,7 +82,7 @@ class Remote:
                 result = functions[codec.index(message["call"])](*given, **named)
                 codec.send(self._channel, {}, [pickle.dumps(result, 5)])
                 message, buffers = codec.receive(self._channel)
-        except (ClosedError, OSError):
+        except (ConnectionError, OSError):
             raise StudentError(ENDED) from None
         if not isinstance(message, dict):
             raise StudentError(DAMAGED)
@@ -149,7 +149,7 @@ def judge_apart(shell: object, student: socket.socket, job: dict, test: dict) ->
         said, buffers = codec.receive(student)
         verdict["problems"] = said_problems(said)
         values = {name: bind(name, said["values"][name], buffers, student) for name in job["exports"]}
-    except (ClosedError, OSError):
+    except (ConnectionError, OSError):
         return verdict | {"name": "StudentError", "message": ENDED}
     except NotPlainError as error:
         return verdict | {"name": "NotPlainError", "message": short(error)}
@@ -190,7 +190,7 @@ def judge_inside(shell: object, student: socket.socket, job: dict, test: dict) -
         problem = said["problem"]
         if said["token"] != token or not (problem is None or isinstance(problem, dict)):
             raise KeyError("token")
-    except (ClosedError, OSError):
+    except (ConnectionError, OSError):
         return verdict | {"name": "StudentError", "message": ENDED}
     except (KeyError, TypeError):
         return verdict | {"name": "StudentError", "message": DAMAGED}

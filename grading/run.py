@@ -14,13 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grading import cells
+from grading import GradingError, cells
 from grading.adapter import Check, find_adapter_files, other_profile
-from grading.course import Course, CourseError, Runner, calibrate, profile_name
-from grading.intake import IntakeError, Submission
+from grading.course import Course, Plan, Question, Runner, calibrate, profile_name
+from grading.intake import Submission
 from grading.match import match
-from grading.plan import Plan, Question
-from grading.report import write_atomic
+from grading.release import write_atomic
 from grading.sandbox import Limits
 
 VERDICT = re.compile(r"\A\d+\.\d+ (?:fail|todo)  ")  # how a check begins, whose exercise the page names anyway
@@ -57,7 +56,7 @@ def grade_class(
     """Grade what is not graded yet; returns all, in the order of `submissions`.
 
     `state`: the folder where results are kept. `tick(what, answers done)` is called once with those that were kept,
-    with 0 when the course is prepared, and after each answer with 1. Raises CourseError where the course's own
+    with 0 when the course is prepared, and after each answer with 1. Raises GradingError where the course's own
     solutions do not pass.
     """
     state.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,7 @@ def grade_class(
     tick("the course", 0)
     with Runner(course, limits, hide or []) as runner:
         if faults := calibrate(runner):
-            raise CourseError("; ".join(faults + runner.troubles))
+            raise GradingError("; ".join(faults + runner.troubles))
         pool = ThreadPoolExecutor(jobs)
         work = [pool.submit(_grade, graded, course, runner, adapter, state, digest, tick) for graded in due]
         try:
@@ -113,10 +112,11 @@ def _grade(
     for question in course.questions:
         try:
             if graded.submission.failure:
-                raise IntakeError(graded.submission.failure)
+                raise GradingError(graded.submission.failure)
             result = grade_one(question, course.plan_of(question), graded, runner, adapter)
         except Exception as error:  # whatever it is, it is this question's alone
-            why = cells.printable(f"{type(error).__name__}: {str(error)[:200]}")
+            kind = "" if isinstance(error, GradingError) else f"{type(error).__name__}: "
+            why = cells.printable(f"{kind}{str(error)[:200]}")
             result = _result("open", None, "it could not be judged: a person looks at it", failure=why)
         graded.sandbox = result.pop("sandbox", None) or graded.sandbox
         graded.results[question.grade_id] = result

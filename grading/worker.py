@@ -36,7 +36,7 @@ from pathlib import Path
 from grading import cells, check_modules, codec, release, sandbox
 from grading.answering import failure, serve, short, take_back, withhold
 from grading.judge import judge_apart, judge_inside
-from grading.watch import TreeWatch
+from grading.sandbox import TreeWatch
 
 # What torch and peft load at the first call of a function: once here, and not in each fork.
 LAZY = ("torch._dynamo", "torch.profiler._cupti_monitor", "peft.utils.transformers_weight_conversion")

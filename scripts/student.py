@@ -17,9 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from grading.cells import FormatError  # noqa: E402
-from grading.course import Course, CourseError, Runner, calibrate  # noqa: E402
-from grading.release import ReleaseError, make_student_edition, secrets_of  # noqa: E402
+from grading import GradingError  # noqa: E402
+from grading.course import Course, Runner, calibrate  # noqa: E402
+from grading.release import make_student_edition, secrets_of  # noqa: E402
 from grading.sandbox import Limits  # noqa: E402
 from scripts.replay import ReplayError, execute, read_notebook  # noqa: E402
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder, archive = make_student_edition(options.root.resolve(), options.output)
         _, seen = secrets_of(options.root.resolve())
         problems = check(options.root.resolve(), folder) if options.check else []
-    except (CourseError, FormatError, ReleaseError) as error:
+    except GradingError as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     files, size = [path for path in folder.rglob("*") if path.is_file()], archive.stat().st_size

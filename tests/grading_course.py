@@ -14,9 +14,8 @@ from safetensors.numpy import save
 from grading import cells
 from grading.course import Course
 from grading.intake import Submission, collect, file_key
-from grading.platforms import Export
 from grading.release import student_notebook
-from grading.report import write_reports
+from grading.report import Export, write_reports
 from grading.run import Graded, grade_class
 from grading.sandbox import Limits
 
@@ -235,8 +234,7 @@ def check(number, answer):
 def write_plain_course(root: Path) -> Path:
     """One notebook, the checks that real courses have, and an editor's copy of the solutions."""
     write_course(root, (PLAIN,))
-    files = {"utils/exercises_small.py": RIGHT, "utils/answers.py": RIGHT, "exercises/small.py": RIGHT}
-    files |= {"exercises/__init__.py": CHECK, "exercises/deep/__init__.py": RIGHT, "study/__init__.py": ""}
+    files = {"exercises/__init__.py": CHECK, "exercises/small.py": RIGHT, "exercises/deep/__init__.py": RIGHT}
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)

@@ -31,12 +31,11 @@ from grading_course import (
     write_reference,
 )
 
-from grading import cells, codec
+from grading import GradingError, cells, codec
 from grading.adapter import grade_adapter
-from grading.course import Course, CourseError, Runner, calibrate
-from grading.intake import IntakeError, collect, read_name
-from grading.platforms import Export
-from grading.report import write_reports, write_table
+from grading.course import Course, Runner, calibrate
+from grading.intake import collect, read_name
+from grading.report import Export, write_reports, write_table
 from grading.run import grade_class
 from grading.sandbox import Limits
 
@@ -332,7 +331,7 @@ def test_a_course_whose_own_solution_fails_or_whose_test_tests_nothing_is_not_gr
         faults = calibrate(runner)
     assert "test-twice: our own solution does not pass" in faults[0]
     assert "test-answer: the unsolved edition passes" in faults[1]
-    with pytest.raises(CourseError, match="does not pass"):
+    with pytest.raises(GradingError, match="does not pass"):
         (tmp_path / "in" / "a").mkdir(parents=True)
         grade_class(course, collect(tmp_path / "in")[0], tmp_path / "state", LIMITS)
 
@@ -405,7 +404,7 @@ def test_a_hostile_export_is_read_safely(tmp_path):
 
 
 def test_an_empty_export_is_said(tmp_path):
-    with pytest.raises(IntakeError, match="nothing to grade"):
+    with pytest.raises(GradingError, match="nothing to grade"):
         collect(tmp_path)
 
 

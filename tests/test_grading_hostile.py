@@ -78,8 +78,8 @@ def said(verdict: dict) -> str:
         "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.unshare(0x10020000)\n"
         "assert libc.umount2({root!r}.encode(), 2) == 0 or libc.umount2(b'/tmp', 2) == 0",
         "import os\nfor n in range(100): open(os.environ['HOME'] + f'/{{n}}', 'wb').write(bytes(1 << 20))",
-        "import os\nos.open('utils/exercises_small.py', 0) and open('utils/exercises_small.py').read()[3]",
-        "from utils.exercises_small import right as twice",
+        "import os\nos.open('exercises/small.py', 0) and open('exercises/small.py').read()[3]",
+        "from exercises.small import right as twice",
         "from pathlib import Path\nassert Path('/tmp').stat().st_uid == 0 and list(Path('/run').iterdir())",
     ],
 )
@@ -128,7 +128,7 @@ WAYS = [
 
 
 @namespaces
-@pytest.mark.parametrize("name", ["utils.exercises_small", "utils.answers", "exercises.small", "exercises.deep"])
+@pytest.mark.parametrize("name", ["exercises.small", "exercises.deep"])
 def test_no_way_leads_to_the_modules_that_compute_right_answers(judge, name):
     package, last = name.split(".")
     file = f"{package}/{last}/__init__.py" if last == "deep" else f"{package}/{last}.py"
@@ -140,15 +140,14 @@ def test_no_way_leads_to_the_modules_that_compute_right_answers(judge, name):
 
 
 def test_the_checks_of_the_course_do_no_work_for_an_answer(judge, root, tmp_path):
-    refused = judge("from utils.exercises_small import right as twice")
+    refused = judge("from exercises.small import right as twice")
     assert not refused["passed"] and "cannot import name" in said(refused)
-    for name in ("utils.exercises_small", "exercises.small"):
-        assert judge(f"from {name} import CHECKS\nCHECKS['1.1'](1, 0)\n{TWICE}")["passed"]
+    assert judge(f"from exercises.small import CHECKS\nCHECKS['1.1'](1, 0)\n{TWICE}")["passed"]
     assert judge(f"from exercises import check\ncheck('1.1', 0)\n{TWICE}")["passed"]
     named = (
         "from exercises import small",
         "import exercises.small as s",
-        "from utils import os, answers",
+        "from os import path\nfrom exercises import check, deep",
         "'exercises.deep'",
     )
     for number, line in enumerate((*named, "from exercises import check", "# from utils import " * 5000)):
@@ -166,7 +165,7 @@ def test_every_module_of_the_course_that_computes_right_answers_is_withheld():
             name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
             if re.search(r"^def check_\w+\(answer", path.read_text(encoding="utf-8"), re.MULTILINE):
                 assert name in found, name
-    assert len(found) >= 6 and not {"utils.checks", "exercises", "utils.data"} & found
+    assert len(found) >= 6 and not {"exercises", "utils.data"} & found
 
 
 CHILDREN = """
@@ -320,7 +319,9 @@ def test_without_namespaces_nothing_is_graded_unless_asked_for_and_the_summary_s
         assert not (tmp_path / "out").exists()
         assert grade.main([*arguments, "--unsafe"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0].startswith("UNSAFE") and any("Kim, test-twice: JudgeError" in line for line in lines)
+        assert lines[0].startswith("UNSAFE") and any(
+            "Kim, test-twice: test-twice: the grader itself failed" in line for line in lines
+        )
         assert grade.main([*arguments, "--unsafe"]) == 0 and capsys.readouterr().out.startswith("UNSAFE")
     finally:
         probe.cache_clear()
