@@ -31,10 +31,10 @@ from bench.report import not_measured, write_report
 from bench.rows import Row, Sizes, own_process, sizes, unmeasured
 from bench.training import training_rows
 from bench.use import generating_rows, latency_rows, mixed_rows, opening_rows, switching_rows
+from utils.generation import PROCESSOR_TIME
 from utils.gpu import pick_device
 from utils.runs import environment, read_json, write_json
 from utils.settings import ROOT
-from utils.timing import PROCESSOR_TIME
 
 KEPT = ROOT / "assets" / "runs" / "bench.json"
 CUDA = {  # part: function, what, against what

@@ -19,10 +19,9 @@ from bench.rows import Row, Sizes, make_model, positive_reviews, row, tokenizer
 from bench.training import PROFILE_OF, course_rate, product_rate, training_flops
 from bench.use import endless, prompts
 from utils.adapters import attach
-from utils.generation import _left_pad, evaluation_mode
+from utils.generation import evaluation_mode, interleave, seconds
 from utils.gpu import autocast, pick_device
 from utils.step_times import idle_optimizer
-from utils.timing import interleave, seconds
 
 AIM_SECONDS = 60.0  # of training, for the gpt2 profile on one H200
 LONGEST = 512  # tokens of a review in the comparison of padded and flattened batches
@@ -157,7 +156,7 @@ def flattened_rows(sizes: Sizes, model: str) -> list[Row]:
 def static_rows(sizes: Sizes, model: str) -> list[Row]:
     """Writing with a static cache, which transformers compiles on a GPU, against the dynamic one."""
     base, texts = endless(make_model(model)), prompts(sizes.prompts)
-    batch = _left_pad(base, tokenizer(), tokenizer()(texts)["input_ids"])
+    batch = tokenizer()(texts, return_tensors="pt", padding=True, padding_side="left").to(base.device)
 
     def write(cache: str) -> None:
         with evaluation_mode(base):

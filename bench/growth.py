@@ -18,11 +18,9 @@ from bench.use import ADAPTERS, endless, prompts, random_factors
 from study.cost import training_cost
 from utils.adapters import METHODS, attach
 from utils.config import PROFILES
-from utils.generation import generate
+from utils.generation import generate, interleave, mixed_adapters, seconds
 from utils.gpu import estimate_memory, pick_device
-from utils.mixed import mixed_adapters
 from utils.places import ia3_config
-from utils.timing import interleave, seconds
 
 Point = dict[str, object]
 GROWING = ("ia3", "full")  # the methods whose growth is drawn

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
+from statistics import median
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -19,8 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from utils.adapters import load_base
 from utils.config import PROFILES
 from utils.data import load_reviews, read_packaged_reviews, select_reviews
+from utils.generation import ratios
 from utils.gpu import pick_device
-from utils.timing import Spread, ratios
 
 Row = dict[str, object]
 MINI = PROFILES["mini"]
@@ -103,7 +104,7 @@ def row(
     ratio = ratios(values, yardstick)
     return {
         "name": name, "what": what, "against": against, "unit": unit, "better": better, "reach": reach,
-        "value": Spread.of(values).median, "yardstick": Spread.of(yardstick).median,
+        "value": median(values), "yardstick": median(yardstick),
         "ratio": ratio.median, "low": ratio.low, "high": ratio.high, "rounds": len(values), "settings": settings,
     }  # fmt: skip
 

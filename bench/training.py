@@ -27,8 +27,8 @@ from utils.adapters import attach
 from utils.config import PROFILES
 from utils.counts import inner_size
 from utils.data import to_blocks
+from utils.generation import interleave, now, seconds
 from utils.gpu import fast_bf16, pick_device
-from utils.timing import interleave, now, seconds
 from utils.training import training_arguments
 
 DOCUMENT_BATCH, DOCUMENT_RATE, DOCUMENT_LENGTH = 8, 8e-3, 128  # as in document 002

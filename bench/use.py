@@ -23,12 +23,19 @@ from bench.rows import Row, Sizes, make_model, row, tokenizer
 from utils.adapters import AdapterLibrary, attach, ia3_parameters, merge
 from utils.config import PROFILES
 from utils.data import PROMPTS
-from utils.generation import evaluation_mode, generate, latency
+from utils.generation import (
+    PROCESSOR_TIME,
+    evaluation_mode,
+    generate,
+    interleave,
+    latency,
+    mixed_adapters,
+    now,
+    seconds,
+)
 from utils.gpu import pick_device
-from utils.mixed import mixed_adapters
 from utils.settings import ROOT
 from utils.storage import save_adapter
-from utils.timing import PROCESSOR_TIME, interleave, now, seconds
 
 SAMPLING = {name: PROFILES["mini"].sampling[name] for name in ("temperature", "top_p")}
 ADAPTERS = 8

@@ -19,12 +19,11 @@ from study.comparison import Bench
 from utils.adapters import MERGEABLE, attach, load_base, merge
 from utils.config import ASSETS, PROFILES, Profile
 from utils.counts import count_parameters
-from utils.generation import latency
+from utils.generation import latency, seconds
 from utils.gpu import PeakMemory
 from utils.memory import saved_for_backward
 from utils.runs import read_json
 from utils.step_times import idle_optimizer, step_ratios, step_seconds
-from utils.timing import seconds
 from utils.training import trainable_bytes
 
 Row = dict[str, str | float | int | None]
