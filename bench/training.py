@@ -28,6 +28,9 @@ from utils.data import load_reviews, select_reviews, to_blocks
 from utils.gpu import fast_bf16, pick_device
 from utils.sizes import inner_size
 from utils.timing import interleave, now, seconds
+from utils.counts import inner_size
+from utils.data import to_blocks
+from utils.generation import interleave, now, seconds
 from utils.training import training_arguments
 
 DOCUMENT_BATCH, DOCUMENT_RATE, DOCUMENT_LENGTH = 8, 8e-3, 128  # as in document 002

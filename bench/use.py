@@ -26,6 +26,19 @@ from utils.gpu import pick_device
 from utils.mixed import mixed_adapters
 from utils.saving import AdapterLibrary, save_adapter
 from utils.timing import PROCESSOR_TIME, interleave, now, seconds
+from utils.generation import (
+    PROCESSOR_TIME,
+    evaluation_mode,
+    generate,
+    interleave,
+    latency,
+    mixed_adapters,
+    now,
+    seconds,
+)
+from utils.gpu import pick_device
+from utils.settings import ROOT
+from utils.storage import save_adapter
 
 SAMPLING = {name: PROFILES["mini"].sampling[name] for name in ("temperature", "top_p")}
 ADAPTERS = 8
