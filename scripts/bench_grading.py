@@ -2,7 +2,7 @@
 
     python scripts/bench_grading.py [--students 10] [--jobs 2] [--notebooks 01] [--keep]
 
-`--keep` writes `assets/runs/grading.json`, which docs/instructor.md quotes through `readme_numbers.py`.
+`--keep` writes `assets/runs/grading.json`, which docs/instructor.md quotes through `readme.py`.
 
 Half of the synthetic students hand in our own solutions (the dearest case: every test runs to its end), the others the
 unsolved edition with one answer changed. Adapters are left out: each takes as long as measuring one model.

@@ -18,12 +18,12 @@ from study.ablations import (
     few_shot_rows,
     measure_ablation,
     scores_by_gradient,
+    share_factors,
     study_rows,
 )
 from utils.adapters import scaling_vectors
-from utils.counts import count_parameters, predict_ia3_count, predict_lora_count
-from utils.rivals import share_factors
 from utils.runs import RunRecord
+from utils.sizes import count_parameters, predict_ia3_count, predict_lora_count
 
 STUDIES = [a for a in ABLATIONS if a.study != "few-shot"]
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

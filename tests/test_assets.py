@@ -10,12 +10,11 @@ from safetensors import safe_open
 from study.ablations import ABLATIONS
 from study.comparison import chosen_rates, study_runs, sweep_losses, usable_runs
 from study.dial import load_reference_dial
-from utils.adapter_files import read_probe
-from utils.adapters import METHODS
+from utils.adapters import METHODS, base_fingerprint
 from utils.config import ASSETS, PROFILES
-from utils.counts import count_parameters
 from utils.runs import load_runs
-from utils.storage import base_fingerprint, load_adapter
+from utils.saving import load_adapter, read_probe
+from utils.sizes import count_parameters
 
 PROFILE = PROFILES["mini"]
 ADAPTERS = sorted((ASSETS / "adapters" / "mini").iterdir())

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from conftest import make_tiny_model
 
 from study import __main__ as compare
@@ -14,9 +15,9 @@ from study import dial as dial_module
 from study import records as study_records
 from study.ablations import ABLATIONS
 from study.comparison import chosen_rates, measure_run, stranger, sweep_losses, sweep_run, usable_runs
-from study.cost import cost_rows, latency_cost, training_cost
+from study.cost import cost_rows, latency_cost, step_ratios, training_cost
 from study.dial import dial_header
-from utils.adapters import METHODS
+from utils.adapters import METHODS, attach
 from utils.runs import RunRecord
 
 
@@ -137,6 +138,18 @@ def test_costs_of_every_method(bench):
     assert rows["base"]["saved_bytes"] == 0 < rows["lora"]["saved_bytes"] < rows["ia3"]["saved_bytes"]
     assert rows["ia3"]["bytes_on_disk"] < rows["full"]["bytes_on_disk"]
     json.dumps(list(rows.values()), allow_nan=False)
+
+
+def test_step_ratios_leave_the_models_as_they_were(bench):
+    models = {method: attach(make_tiny_model(), method) for method in ("ia3", "full")}
+    before = {name: [p.detach().clone() for p in model.parameters()] for name, model in models.items()}
+    ratios = step_ratios(models, bench.blocks("adapter", "positive"), batch_size=4, rounds=3)
+    assert list(ratios) == ["ia3", "full"] and ratios["full"] == 1.0 and ratios["ia3"] > 0
+    for name, model in models.items():
+        assert all(torch.equal(a, b) for a, b in zip(before[name], model.parameters(), strict=True))
+
+
+def test_training_cost_has_a_row_a_method():
     rows = training_cost(make_tiny_model, ["ia3", "full"], batch=2, length=16, rounds=1)
     assert [row["method"] for row in rows] == ["ia3", "full"]
     assert all(row["tokens_per_second"] == pytest.approx(32 / row["step_seconds"]) for row in rows)

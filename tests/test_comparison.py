@@ -13,8 +13,8 @@ from utils.adapters import METHODS
 from utils.config import PROFILES
 from utils.gpu import GpuError
 from utils.metrics import Estimate
-from utils.runs import RunError, RunRecord
-from utils.storage import load_adapter
+from utils.runs import RunRecord
+from utils.saving import load_adapter
 
 
 def test_every_method_is_measured_alike(bench, tmp_path):
@@ -34,7 +34,7 @@ def test_every_method_is_measured_alike(bench, tmp_path):
 
 
 def test_too_little_memory_stops_before_training(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.gpu.free_memory", lambda device: 1000)
+    monkeypatch.setattr("utils.sizes.free_memory", lambda device: 1000)
     with pytest.raises(GpuError, match="are free"):
         measure_run(bench, "positive", "full", 0, tmp_path / "full")
     assert not (tmp_path / "full").exists()
@@ -129,5 +129,5 @@ def test_paired_difference_uses_common_seeds_only():
     values = {("ia3", 0): 1.0, ("ia3", 1): 2.0, ("ia3", 2): 9.0, ("full", 0): 0.5, ("full", 1): 1.5}
     runs = [record(m, s, metrics={"best_loss": value}) for (m, s), value in values.items()]
     assert paired_difference(runs, "ia3", "full", "best_loss") == Estimate(0.5, 0.5, 0.5, 2)
-    with pytest.raises(RunError, match="no seed has best_loss of both ia3 and lora"):
+    with pytest.raises(ValueError, match="no values"):
         paired_difference(runs, "ia3", "lora", "best_loss")

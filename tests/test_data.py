@@ -107,10 +107,10 @@ def test_load_reviews_keeps_a_copy_and_datasets_cache_works(monkeypatch, tmp_pat
 
 
 def test_hub_parquet_gives_the_same_split(monkeypatch, tmp_path, reviews):
-    file = tmp_path / "train.parquet"
+    file = tmp_path / "train-00000-of-00001.parquet"
     Dataset.from_list(reviews).to_parquet(file)
     monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path))
-    monkeypatch.setattr(data, "reviews_files", lambda profile: [file])
+    monkeypatch.setattr(data, "hub_files", lambda *_: [file])
     profile = replace(PROFILES["gpt2"], name="gpt2")
     parts = data.load_reviews(profile)
     assert {part: rows.to_list() for part, rows in parts.items() if len(rows)} == {

@@ -17,7 +17,7 @@ from exercises import FAIL, PASS, TODO, check
 from utils.adapters import attach
 from utils.config import PROFILES
 from utils.data import review_blocks
-from utils.storage import save_adapter
+from utils.saving import save_adapter
 from utils.training import train
 
 

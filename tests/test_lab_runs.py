@@ -7,11 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from labs import SHAPES
+from labs import SHAPES, made_tokenizer
 from transformers import BertForSequenceClassification
 
 from extensions import runs as lab_runs
-from extensions.made_tokenizers import made_tokenizer
 from extensions.models import build_model
 from extensions.recipes import BLOOM_BASE, RECIPES, with_data
 from extensions.runs import LabBench, attach_method, lab_folder, measure_lab, methods_of
@@ -19,8 +18,8 @@ from extensions.scoring import label_loss, majority
 from extensions.tasks import with_test
 from study.comparison import chosen_rates
 from utils.config import ASSETS
-from utils.counts import count_parameters
 from utils.runs import RunRecord
+from utils.sizes import count_parameters
 
 LABS = {
     "bert-paraphrase": [{"sentence1": "a film", "sentence2": f"film {i}", "label": i % 2} for i in range(12)],

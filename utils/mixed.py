@@ -17,7 +17,7 @@ from peft.tuners.ia3.layer import IA3Layer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
-from utils.adapter_files import AdapterError
+from utils.adapters import AdapterError
 from utils.evaluation import adapters_off
 
 

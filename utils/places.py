@@ -1,47 +1,18 @@
-"""Where (IA)³ sits: its peft configuration for GPT-2 and for a recipe, checked against the model it is meant for.
+"""Where (IA)³ sits in a recipe's model: its peft configuration, checked against the model, and attaching it.
 
 peft takes a list that names too little, or a task type that is not the model's, without a word; here both are errors.
-Reached through `adapters.py`. Not for: attaching (`adapters.py`), or which places a recipe chose (`recipes.py`).
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
-from peft import IA3Config, TaskType
-from torch import nn
+from peft import IA3Config, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from extensions.recipes import Recipe
-from utils.adapter_files import AdapterError
-from utils.counts import is_head
-
-
-class Places(NamedTuple):
-    """Ends of module names that (IA)³ is put on, and those of them that are scaled on their input."""
-
-    target_modules: tuple[str, ...] | str
-    feedforward_modules: tuple[str, ...]
-
-
-GPT2_PLACES = Places(("c_attn", "mlp.c_proj"), ("mlp.c_proj",))
-
-
-def ia3_config(model: PreTrainedModel | None = None) -> IA3Config:
-    """The course's (IA)³ configuration for GPT-2; given a model, checks that it has both targets.
-
-    Raises `AdapterError` naming the missing module and what the model has instead.
-    """
-    if model is not None:
-        check_places(GPT2_PLACES, model)
-    return IA3Config(
-        task_type=TaskType.CAUSAL_LM,
-        target_modules=list(GPT2_PLACES.target_modules),
-        feedforward_modules=list(GPT2_PLACES.feedforward_modules),
-        fan_in_fan_out=True,  # GPT-2's Conv1D stores its weight as (in, out)
-    )
+from utils.adapters import AdapterError, carries_adapter, linear_modules
+from utils.sizes import is_head
 
 
 def recipe_config(recipe: Recipe, model: PreTrainedModel | None = None) -> IA3Config:
@@ -62,7 +33,7 @@ def recipe_config(recipe: Recipe, model: PreTrainedModel | None = None) -> IA3Co
     )
 
 
-def check_places(places: Recipe | Places, model: PreTrainedModel) -> None:
+def check_places(places: Recipe, model: PreTrainedModel) -> None:
     """`AdapterError` where a target, or a feed-forward module among the targets, is not in the model."""
     names, targets = [name for name, _ in model.named_modules()], places.target_modules
     if isinstance(targets, str):
@@ -79,12 +50,6 @@ def check_places(places: Recipe | Places, model: PreTrainedModel) -> None:
         )
 
 
-def linear_modules(model: nn.Module) -> list[str]:
-    """The last two parts of the names of all linear layers, each once: what (IA)³ can be put on."""
-    found = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
-    return sorted({".".join([part for part in name.split(".") if not part.isdigit()][-2:]) for name in found})
-
-
 def check_task(task_type: str, model: PreTrainedModel) -> None:
     """`AdapterError` where the model does not do what peft's `task_type` says."""
     if any(is_head(name) for name, _ in model.named_modules()):
@@ -95,3 +60,21 @@ def check_task(task_type: str, model: PreTrainedModel) -> None:
         does = "CAUSAL_LM" if model.get_output_embeddings() is not None else "FEATURE_EXTRACTION"
     if does != task_type:
         raise AdapterError(f"the task type {task_type} does not fit {type(model).__name__}, which is for {does}")
+
+
+def attach_recipe(model: PreTrainedModel, recipe: Recipe, method: str = "ia3") -> PreTrainedModel | PeftModel:
+    """As `attach`, on the model of a recipe: "ia3", "full", "base", or "head" (the classification head alone).
+
+    Raises `AdapterError` for another method, a model that carries an adapter, and where `recipe_config` does.
+    """
+    if carries_adapter(model):
+        raise AdapterError("this model already carries an adapter: load a fresh base with load_model(recipe)")
+    if method == "ia3":
+        return get_peft_model(model, recipe_config(recipe, model))
+    if method not in ("full", "base", "head"):
+        raise AdapterError(f"unknown method {method!r}: choose from ia3, head, full, base")
+    if method == "head":
+        check_task("SEQ_CLS", model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(method == "full" or (method == "head" and is_head(name)))
+    return model

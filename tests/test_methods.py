@@ -13,15 +13,23 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from utils.adapter_files import AdapterError
-from utils.adapters import MERGEABLE, METHODS, attach, merge, scaling_vectors
+from utils.adapters import (
+    MERGEABLE,
+    METHODS,
+    AdapterError,
+    attach,
+    base_fingerprint,
+    load_trainable_state,
+    merge,
+    scaling_vectors,
+    trainable_state,
+)
 from utils.config import PROFILES
-from utils.counts import count_parameters, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.generation import generate
-from utils.rivals import load_trainable_state, trainable_state
-from utils.storage import base_fingerprint, load_adapter, save_adapter
+from utils.saving import load_adapter, save_adapter
+from utils.sizes import count_parameters, predict_gpt2_groups, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.training import train
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
@@ -61,7 +69,8 @@ def test_closed_form_is_the_count_for_random_sizes(method, seed):
         n_layer=layers, n_head=heads, n_embd=12 * heads * layers, n_inner=8 * inner, vocab_size=97, n_positions=40
     )
     with torch.device("meta"):
-        model = attach(GPT2LMHeadModel(config), method)
+        base, model = GPT2LMHeadModel(config), attach(GPT2LMHeadModel(config), method)
+    assert count_parameters(base).groups == predict_gpt2_groups(config)
     assert count_parameters(model).trainable == predict_trainable(config, method)
 
 
