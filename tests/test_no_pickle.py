@@ -22,12 +22,12 @@ import torch
 from conftest import make_tiny_model
 from datasets import Dataset
 from labs import made_tokenizer
-from utils.checkpoints import SafeTrainer
 
 from extensions.models import build_model, load_model
 from extensions.recipes import RECIPES
 from utils import training
 from utils.adapters import AdapterError, attach, load_base, trainable_state
+from utils.checkpoints import SafeTrainer
 from utils.config import PROFILES, ROOT, HubError
 from utils.data import to_blocks
 from utils.saving import load_adapter, save_adapter

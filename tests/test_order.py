@@ -1,4 +1,4 @@
-"""Cells in another order than from top to bottom: what a notebook needs for that, and what a NameError says.
+"""Cells in another order than from top to bottom: what a notebook needs for that, and what a restarted kernel says.
 
 The notebooks themselves are run so in tests/reorder.py (`make test-order`), which takes minutes.
 """
@@ -12,10 +12,10 @@ from exercise_rules import names_set, names_used
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from reorder import compared_text, differences, setup_cell
+from reorder import compared_text, differences, error_of, setup_cell
 from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
-from utils.session import RUN_ABOVE, advise_on_missing_names
+from utils.session import RUN_ABOVE
 
 ALL = (*NOTEBOOKS, *EXTENSIONS)
 
@@ -93,13 +93,14 @@ def test_differences_are_those_that_nbval_would_find() -> None:
     assert differences(cell, printed("two\n")) == []
 
 
-# --- the advice ---
+# --- the message --------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_name_comes_with_advice_and_other_errors_do_not() -> None:
+def test_a_restarted_kernel_says_what_to_run_and_leaves_other_errors_alone() -> None:
+    """The message is what is shown: code that catches a NameError, as the exercises' checks do, sees Python's."""
     sources = (
-        "from utils.session import advise_on_missing_names\nadvise_on_missing_names()\nadvise_on_missing_names()",
-        "print(tokenizer)",
+        "from utils.restarts import explain_missing_names\nexplain_missing_names()\nexplain_missing_names()",
+        next(cell.source for cell in read("02-Train.ipynb").cells if cell.id == "data"),
         "1 / 0",
         "def f():\n    x\n    x = 1\nf()",
         "try:\n    tokenizer\nexcept NameError as error:\n    assert str(error).endswith('is not defined')",
@@ -108,10 +109,8 @@ def test_a_missing_name_comes_with_advice_and_other_errors_do_not() -> None:
     NotebookClient(
         notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(ROOT)}}
     ).execute()
-    errors = [[o for o in cell.outputs if o.output_type == "error"] for cell in notebook.cells]
-    assert [found[0].ename if found else "" for found in errors] == [
-        "", "NameError", "ZeroDivisionError", "UnboundLocalError", "",
-    ]  # fmt: skip
-    advised = [bool(found) and RUN_ABOVE in "".join(found[0].traceback) for found in errors]
-    assert advised == [False, True, False, False, False]
-    advise_on_missing_names()  # outside a notebook nothing happens
+    start, lesson, other, local, caught = (error_of(cell.outputs) for cell in notebook.cells)
+    assert start is None and caught is None
+    assert lesson.startswith("NameError: name 'profile' is not defined. ") and RUN_ABOVE in lesson
+    assert other == "ZeroDivisionError: division by zero"
+    assert local.startswith("UnboundLocalError") and RUN_ABOVE not in local
