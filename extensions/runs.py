@@ -24,12 +24,11 @@ from extensions.models import load_model
 from extensions.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
 from extensions.scoring import accuracy, commonest, f1, majority, task_scores
 from extensions.tasks import load_task, with_test
+from extensions.training import PerLabelTrainer, attach_recipe
 from utils.adapters import base_fingerprint
 from utils.config import ASSETS, artifacts_dir
-from utils.places import attach_recipe
 from utils.runs import RunRecord, digest, environment, load_runs, read_json, write_atomic, write_json
 from utils.sizes import count_parameters
-from utils.trainer import PerLabelTrainer
 from utils.training import train
 
 METHOD_NAMES = {

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from extensions.recipes import RECIPES
+from extensions.training import recipe_config
 from utils.adapters import AdapterError, attach, ia3_config
 from utils.mixed import mixed_adapters, repeated
-from utils.places import recipe_config
 from utils.saving import AdapterLibrary, save_adapter
 
 NAMES = ["up", None, "down", "up"]

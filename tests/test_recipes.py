@@ -15,11 +15,10 @@ from extensions import recipes
 from extensions.encoding import make_collator
 from extensions.models import build_model, model_config
 from extensions.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
+from extensions.training import PREDICTED_BY_TYPE, attach_recipe, predict_bert_count, recipe_config
 from utils import training
 from utils.adapters import AdapterError, base_fingerprint
 from utils.config import PROFILES, ConfigError
-from utils.lab_counts import PREDICTED_BY_TYPE, predict_bert_count
-from utils.places import attach_recipe, recipe_config
 from utils.runs import RunRecord
 from utils.sizes import count_parameters
 

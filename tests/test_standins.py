@@ -17,11 +17,11 @@ from extensions.models import WHEELS, Wheel, load_model, wheel_folder
 from extensions.onnx_weights import read_weights
 from extensions.recipes import RECIPES
 from extensions.tasks import STS, load_task
+from extensions.training import attach_recipe
 from utils import training
 from utils.adapters import AdapterError, base_fingerprint, merge
 from utils.config import ROOT, HubError
 from utils.data import DataError
-from utils.places import attach_recipe
 from utils.saving import load_adapter, save_adapter
 from utils.session import read_pins
 

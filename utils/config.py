@@ -244,7 +244,7 @@ def describe(profile: Profile) -> str:
 
 
 def artifacts_dir(profile: Settings) -> Path:
-    """Return the folder for the runs, adapters and judges of this profile or recipe; created where it is missing."""
+    """Return the folder for the runs, adapters and judges of this profile; created where it is missing."""
     folder = Path(os.environ.get("LAB_ARTIFACTS") or ROOT / "artifacts").expanduser().resolve() / profile.name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
