@@ -8,20 +8,15 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
-from statistics import median
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from utils.adapters import load_base
 from utils.config import PROFILES, Profile
+from utils.generation import Spread, ratios
 from utils.gpu import pick_device
 from utils.session import quiet, reuse_freed_memory
-from utils.timing import Spread, ratios
-from utils.config import PROFILES
-from utils.data import load_reviews, read_packaged_reviews, select_reviews
-from utils.generation import ratios
 
 Row = dict[str, object]
 PROFILE_OF: dict[str, Profile] = {"mini": PROFILES["mini"], "tiny": PROFILES["mini"], "124M": PROFILES["gpt2"]}
@@ -71,7 +66,7 @@ def row(
     ratio = ratios(values, yardstick)
     return {
         "name": name, "what": what, "against": against, "unit": unit, "better": better, "reach": reach,
-        "value": median(values), "yardstick": median(yardstick),
+        "value": Spread.of(values).median, "yardstick": Spread.of(yardstick).median,
         "ratio": ratio.median, "low": ratio.low, "high": ratio.high, "rounds": len(values), "settings": settings,
     }  # fmt: skip
 

@@ -14,12 +14,10 @@ from test_generation import ia3
 
 from utils import evaluation
 from utils import judges as judges_module
-from utils.adapter_files import AdapterError
-from utils.adapters import attach
+from utils.adapters import AdapterError, attach
 from utils.config import ASSETS, PROFILES
 from utils.data import read_packaged_reviews, split_reviews
 from utils.evaluation import (
-    bootstrap_interval,
     continuation_nats,
     diversity,
     evaluate_samples,
@@ -29,8 +27,8 @@ from utils.evaluation import (
     relevance,
 )
 from utils.generation import Sample, adapters_off, generate
-from utils.judges import EvaluationError, Judge, cut_pieces, load_judges, wilson_interval
-from utils.metrics import Estimate
+from utils.judges import EvaluationError, Judge, cut_pieces, load_judges
+from utils.metrics import Estimate, bootstrap_interval, wilson_interval
 
 
 @pytest.fixture(scope="session")

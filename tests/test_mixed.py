@@ -14,11 +14,10 @@ from transformers import (
 )
 
 from extensions.recipes import RECIPES
-from utils.adapter_files import AdapterError
-from utils.adapters import AdapterLibrary, attach
+from extensions.training import recipe_config
+from utils.adapters import AdapterError, attach, ia3_config
 from utils.generation import generate, mixed_adapters, repeated
-from utils.places import ia3_config, recipe_config
-from utils.storage import save_adapter
+from utils.saving import AdapterLibrary, save_adapter
 
 NAMES = ["up", None, "down", "up"]
 IDS = torch.randint(5, 90, (4, 7), generator=torch.Generator().manual_seed(0))

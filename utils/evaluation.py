@@ -18,12 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
+from peft import PeftModel
+from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from utils.generation import Sample, adapters_off, beneath, evaluation_mode
-from utils.judges import EvaluationError, Judge, wilson_interval
-from utils.metrics import Estimate
+from utils.adapters import scaling_vectors, set_scaling_vectors
+from utils.generation import Sample, adapters_off, beneath, evaluation_mode, generate
+from utils.judges import EvaluationError, Judge
+from utils.metrics import Estimate, bootstrap_interval, wilson_interval
 
 SCORE_OF_JUDGE = {"words": "positivity", "characters": "positivity_chars"}
 POSITIONS = 512  # whose logits are computed at a time
@@ -181,25 +184,46 @@ def held_out_loss(model: nn.Module, blocks: Dataset, batch_size: int = 16) -> Es
     return bootstrap_interval(np.concatenate(sums or [[]]), np.concatenate(counts or [[]]))
 
 
-def bootstrap_interval(
-    sums: Sequence[float],
-    weights: Sequence[float] | None = None,
-    *,
-    transform: Callable[[np.ndarray], np.ndarray] = lambda x: x,
-    resamples: int = 2000,
-) -> Estimate:
-    """`transform(sum(sums) / sum(weights))` with the 95 % percentile bootstrap over units (Efron 1979).
+Vectors = dict[str, Tensor]
 
-    `sums` and `weights` are (n,): one total and one size (tokens, say) a unit; sizes of 1 give the mean. The seed is
-    fixed, so equal input gives equal bounds. One unit alone says nothing about the spread: low = high = value, n = 1.
+
+def dial(vectors: Vectors, strength: float) -> Vectors:
+    """1 + a (l - 1): a = 0 is the base, a = 1 the adapter as trained, a < 0 its opposite."""
+    return {key: 1 + strength * (l - 1) for key, l in vectors.items()}
+
+
+def contrast(positive: Vectors, negative: Vectors, strength: float) -> Vectors:
+    """1 + a (l_pos - l_neg): what the two adapters share cancels, what tells them apart is left."""
+    return {key: 1 + strength * (positive[key] - negative[key]) for key in positive}
+
+
+def strength_sweep(
+    model: PeftModel,
+    vectors_at: Callable[[float], Vectors],
+    strengths: Sequence[float],
+    *,
+    prompts: Sequence[str],
+    sampling: Mapping[str, float],
+    judges: Mapping[str, Judge],
+    blocks: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[dict[str, float | Estimate]]:
+    """One row a strength: `strength`, a positivity per judge, `perplexity` and `held_out_loss` with those vectors.
+
+    `perplexity` is that of the generated text under the bare base; `held_out_loss` (nats per token) is the steered
+    model's own on `blocks`, whose growth is the price of steering. `sampling` goes to `generate`; every
+    strength gets the same seed; the model's vectors are put back at the end.
     """
-    table = np.stack([np.asarray(sums, float), np.ones(len(sums)) if weights is None else np.asarray(weights, float)])
-    n = table.shape[1]
-    if n == 0 or table[1].sum() <= 0:
-        raise EvaluationError("nothing to average: there is no text, no token or no block")
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
-    totals = counts @ table.T
-    totals = totals[totals[:, 1] > 0]
-    low, high = np.percentile(transform(totals[:, 0] / totals[:, 1]), [2.5, 97.5])
-    value = transform(np.array(table[0].sum() / table[1].sum()))
-    return Estimate(float(value), float(low), float(high), n)
+    before, rows = scaling_vectors(model), []
+    try:
+        for strength in tqdm(strengths, disable=not progress, leave=False, desc="strength"):
+            set_scaling_vectors(model, vectors_at(strength))
+            texts = generate(model, tokenizer, prompts, seed=seed, **sampling)
+            row = {SCORE_OF_JUDGE[name]: positivity(texts, judge) for name, judge in judges.items()}
+            row |= {"perplexity": fluency(texts, model, tokenizer), "held_out_loss": held_out_loss(model, blocks)}
+            rows.append({"strength": float(strength)} | row)
+    finally:
+        set_scaling_vectors(model, before)
+    return rows

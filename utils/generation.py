@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from utils.adapter_files import AdapterError
+from utils.adapters import AdapterError
 
 DRAWS = 8  # of a row, before its nucleus is found by a sort
 PROCESSOR_TIME = "BENCH_PROCESSOR_TIME"  # an environment variable, so that processes started from here read it too
