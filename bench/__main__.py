@@ -27,6 +27,7 @@ from bench.report import write_report
 from bench.rows import Row, Sizes, own_process, processor_units, sizes
 from bench.training import profile_rows, training_rows
 from bench.use import generating_rows, memory_rows, mixed_rows, opening_rows, switching_rows
+from utils.config import quiet
 from utils.gpu import pick_device
 from utils.runs import environment, read_json, write_json
 from utils.settings import ROOT
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.one_thread:
         torch.set_num_threads(1)
         os.environ |= {"OMP_NUM_THREADS": "1", PROCESSOR_TIME: "1"}
+    quiet()
     by_model = sizes(options.quick)
     versions, hardware = environment()
     header = {
