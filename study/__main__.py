@@ -25,10 +25,11 @@ from study.cost import cost_rows, latency_cost, training_cost
 from study.dial import run_dial, run_ladder
 from study.records import SEEDS, SWEEP_SEED, Jobs, make_all, rows_of, runs_folder, sweep_method
 from utils.adapters import METHODS, load_base
-from utils.config import ASSETS, PROFILES, describe, load_profile, quiet
+from utils.config import ASSETS, PROFILES, describe, load_profile
 from utils.gpu import pick_device
 from utils.judges import judge_names
 from utils.runs import environment, write_json
+from utils.session import quiet
 
 BAND_SEEDS = (3, 4, 5, 6, 7)  # more runs of (IA)³, from which `grading_bands.py` learns how far seeds lie apart
 GPU_BATCH = (8, 512)  # rows, tokens

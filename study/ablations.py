@@ -17,12 +17,10 @@ from peft import IA3Config, TaskType, inject_adapter_in_model
 from torch import Tensor, nn
 
 from study.comparison import Bench, measured, summarise, train_one
-from utils.adapters import attach, ia3_parameters, load_base, lora_config
-from utils.counts import inner_size, is_adapter, predict_ia3_count
+from utils.adapters import attach, hold, ia3_config, ia3_parameters, load_base, lora_config
 from utils.metrics import Estimate
-from utils.places import ia3_config
-from utils.rivals import hold
 from utils.runs import RunRecord
+from utils.sizes import inner_size, is_adapter, predict_ia3_count
 
 MIX_RANK = 4
 FEW = (8, 32, 128, 512)

@@ -33,11 +33,10 @@ from transformers import (
 )
 
 from utils.adapters import attach, merge, scaling_vectors, set_scaling_vectors
-from utils.config import ASSETS, quiet
-from utils.counts import count_parameters
-from utils.gpu import estimate_memory
-from utils.memory import saved_for_backward
+from utils.config import ASSETS
 from utils.runs import environment, write_json
+from utils.session import quiet
+from utils.sizes import count_parameters, estimate_memory, saved_for_backward
 
 Values = dict[str, bool | int | float | str | list[int]]
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

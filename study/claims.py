@@ -16,10 +16,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from study.comparison import misfit, paired_difference, summarise
-from utils.config import ASSETS, PROFILES
-from utils.metrics import Estimate, MetricError
+from utils.config import ASSETS, PROFILES, ROOT
+from utils.metrics import Estimate
 from utils.runs import load_runs, read_json
-from utils.settings import ROOT
 
 HOLDS, CONDITION, FAILS, UNTESTED = VERDICTS = (
     "holds", "holds with a condition", "does not hold", "cannot be tested here",
@@ -89,7 +88,7 @@ def _from_runs(evidence: Mapping, assets: Path) -> Value | None:
         return summarise(runs, [metric])[0][metric] if runs else None
     try:
         return paired_difference(runs, method, other, metric)
-    except MetricError:
+    except ValueError:
         return None
 
 

@@ -14,18 +14,18 @@ from statistics import fmean
 
 from datasets import Dataset
 
-from utils.adapters import METHODS, attach, load_base
+from utils.adapters import METHODS, attach, base_fingerprint, load_base
 from utils.config import ASSETS, PROFILES, Profile, artifacts_dir
-from utils.counts import count_parameters
 from utils.data import PROMPTS, load_reviews, review_blocks
 from utils.evaluation import evaluate_samples, held_out_loss
 from utils.generation import generate
-from utils.gpu import estimate_memory, fast_bf16, require_memory
+from utils.gpu import fast_bf16
 from utils.judges import load_judges
-from utils.memory import reuse_freed_memory
 from utils.metrics import Estimate, mean_interval
 from utils.runs import RunRecord, environment, load_runs
-from utils.storage import base_fingerprint, save_adapter
+from utils.saving import save_adapter
+from utils.session import reuse_freed_memory
+from utils.sizes import count_parameters, estimate_memory, require_memory
 from utils.training import train
 
 
@@ -232,7 +232,7 @@ def _over_seeds(values: list) -> object:
 def paired_difference(records: Sequence[RunRecord], method: str, other: str, metric: str) -> Estimate:
     """`method` minus `other`, seed by seed (equal seeds saw the same blocks in the same order), with its interval.
 
-    Raises MetricError where no seed has both.
+    Raises ValueError where no seed has both.
     """
     values: dict[str, dict[int, float]] = {method: {}, other: {}}
     for record in records:

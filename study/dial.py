@@ -11,13 +11,14 @@ from functools import partial
 
 from study.comparison import Bench
 from study.records import rows_of
-from utils.adapters import AdapterLibrary, load_base, scaling_vectors, set_scaling_vectors
+from utils.adapters import load_base, scaling_vectors, set_scaling_vectors
 from utils.config import ASSETS, Profile
 from utils.data import PROMPTS, balanced_blocks
+from utils.evaluation import contrast, dial, strength_sweep
 from utils.generation import generate
 from utils.metrics import Estimate
 from utils.runs import write_json
-from utils.steering import contrast, dial, strength_sweep
+from utils.saving import AdapterLibrary
 
 
 def dial_header(profile: Profile, fingerprint: str) -> dict[str, object]:

@@ -32,10 +32,9 @@ from bench.use import (
     switching_rows,
 )
 from utils.adapters import attach
-from utils.config import PROFILES
+from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
 from utils.runs import read_json, write_json
-from utils.settings import ROOT
 
 TRIAL = sizes(quick=True)["tiny"]
 

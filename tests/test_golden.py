@@ -39,15 +39,15 @@ ABLATIONS = """
 
 
 def test_configurations_keep_their_ids():
+    from extensions.recipes import RECIPES
     from utils.config import PROFILES
-    from utils.recipes import RECIPES
 
     recipes = [recipe for sizes in RECIPES.values() for recipe in sizes.values()]
     assert {p.name: p.config_id() for p in [*PROFILES.values(), *recipes]} == CONFIG_IDS
 
 
 def test_the_embedded_model_keeps_its_fingerprint(embedded):
-    from utils.storage import base_fingerprint
+    from utils.adapters import base_fingerprint
 
     assert base_fingerprint(embedded()[0]) == FINGERPRINT
 
@@ -61,7 +61,7 @@ def test_the_judges_keep_their_folders(real_reviews):
 
 
 def test_the_bootstrap_draws_what_it_drew():
-    from utils.evaluation import bootstrap_interval
+    from utils.metrics import bootstrap_interval
 
     estimate = bootstrap_interval([number**0.5 for number in range(1, 12)], range(12, 1, -1))
     assert estimate.to_dict() == pytest.approx(BOOTSTRAP, rel=1e-12)

@@ -14,9 +14,9 @@ from transformers import GPT2Config
 from bench.rows import processor_units
 from extensions.recipes import RECIPES
 from utils.config import PROFILES
-from utils.counts import predict_ia3_count
 from utils.metrics import Estimate
 from utils.runs import RunRecord, write_json
+from utils.sizes import predict_ia3_count
 
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
 ALL = "".join(TEXTS.values())
