@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from utils.adapters import load_base
 from utils.config import PROFILES, Profile
-from utils.generation import Spread, ratios
+from utils.generation import ratios
 from utils.gpu import pick_device
 from utils.session import quiet, reuse_freed_memory
 
@@ -66,7 +67,7 @@ def row(
     ratio = ratios(values, yardstick)
     return {
         "name": name, "what": what, "against": against, "unit": unit, "better": better, "reach": reach,
-        "value": Spread.of(values).median, "yardstick": Spread.of(yardstick).median,
+        "value": statistics.median(values), "yardstick": statistics.median(yardstick),
         "ratio": ratio.median, "low": ratio.low, "high": ratio.high, "rounds": len(values), "settings": settings,
     }  # fmt: skip
 
