@@ -17,8 +17,6 @@
 # What an instructor runs; docs/instructor.md has the rest.
 #   make student                      write the student edition to build/student and build/student.zip
 #   make grade SUBMISSIONS=folder     grade one folder or zip per student into build/grades (GRADE="--jobs 4" for options)
-#   make formgrader SUBMISSIONS=folder   the written answers in nbgrader's formgrader; make formgrader-marks takes the marks over
-#   make bench-grading                grade synthetic submissions; print minutes per 100 and memory
 # LAB_PROFILE and the other LAB_* variables reach the notebooks as they are set.
 
 PYTHON ?= python3
@@ -26,7 +24,6 @@ NOTEBOOKS ?= 01-Setup.ipynb 02-Train.ipynb 03-Inference.ipynb 04-Compare.ipynb
 PROCESSES ?= 2
 EXTENSIONS ?= $(wildcard extensions/*.ipynb)
 VENV := .venv
-FORMGRADER := .formgrader
 AUDIT := .audit
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.txt
@@ -39,8 +36,8 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
-.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-slow test-notebooks test-order test-gpu train-distributed \
-	refresh lint format audit student grade formgrader formgrader-marks bench bench-grading
+.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-slow test-notebooks test-order test-gpu \
+	train-distributed refresh lint format audit student grade bench
 
 course: env
 	$(REPLAYED) $(RUN) scripts/replay.py $(NOTEBOOKS)
@@ -119,21 +116,5 @@ grade: env
 	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make grade SUBMISSIONS=folder"; exit 2; }
 	$(RUN) scripts/grade.py "$(SUBMISSIONS)" $(GRADE)
 
-# nbgrader wants other versions of Jupyter than the course, so it has an environment of its own.
-formgrader: $(FORMGRADER)/installed.txt
-	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make formgrader SUBMISSIONS=folder"; exit 2; }
-	$(FORMGRADER)/bin/python scripts/formgrader.py "$(SUBMISSIONS)"
-
-formgrader-marks: $(FORMGRADER)/installed.txt
-	$(FORMGRADER)/bin/python scripts/formgrader.py --collect build/grades/written.csv
-
-$(FORMGRADER)/installed.txt: requirements-formgrader.txt
-	$(PYTHON) -m venv $(FORMGRADER)
-	$(FORMGRADER)/bin/python -m pip install --disable-pip-version-check -r requirements-formgrader.txt
-	cp requirements-formgrader.txt $@
-
 bench: env
 	$(RUN) -m bench $(BENCH)
-
-bench-grading: env
-	$(RUN) scripts/bench_grading.py $(BENCH)

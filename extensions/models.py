@@ -37,8 +37,8 @@ from extensions.onnx_weights import read_weights
 from extensions.recipes import Recipe
 from utils.config import MODEL_FILES, WAYS, artifacts_dir, load_pretrained, short
 from utils.data import DataError, verify_checksum
-from utils.files import locked, replace_folder, writing
 from utils.gpu import pick_device
+from utils.runs import locked, replace_folder, writing
 
 AUTO_CLASSES = {
     "SEQ_CLS": AutoModelForSequenceClassification,

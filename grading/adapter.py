@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from grading import GradingError
 from grading.cells import printable
 
 WEIGHTS, PROBE, RUN = "adapter_model.safetensors", "probe.json", "run.json"
@@ -35,10 +36,6 @@ LONGEST_MESSAGE = 300
 CURVE_TOLERANCE = 2e-3  # nats per token between a recorded loss and ours: processors round differently
 
 Measure = Callable[[dict[str, np.ndarray]], Mapping[str, float]]
-
-
-class BandError(ValueError):
-    """The bands cannot be made from these records; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -271,10 +268,10 @@ def make_bands(pairs: Mapping[int, tuple[dict, dict]], fewest: int = FEWEST_SEED
     """Bands from the metrics of reference runs: `{seed: (of (IA)³, of the base)}`.
 
     From the worst seed minus the distance between worst and best (but no less than half of the worst), to the best plus
-    three times that distance. Raises BandError for fewer than `fewest` seeds, or a seed that gained nothing.
+    three times that distance. Raises GradingError for fewer than `fewest` seeds, or a seed that gained nothing.
     """
     if len(pairs) < fewest:
-        raise BandError(f"{len(pairs)} seeds, {fewest} are needed: make more runs, or say --fewest {len(pairs)}")
+        raise GradingError(f"{len(pairs)} seeds, {fewest} are needed: make more runs, or say --fewest {len(pairs)}")
     values: dict[str, list[float]] = {name: [] for name in GAINS}
     for ours, base in pairs.values():
         values["loss_gain"].append(ours["base_test_loss_positive"]["value"] - ours["test_loss_positive"]["value"])
@@ -283,7 +280,7 @@ def make_bands(pairs: Mapping[int, tuple[dict, dict]], fewest: int = FEWEST_SEED
     for name, found in values.items():
         worst, best = min(found), max(found)
         if worst <= 0:
-            raise BandError(f"{name}: the worst seed gains {worst:+.4f}, so a band would let an untrained adapter pass")
+            raise GradingError(f"{name}: the worst seed gains {worst:+.4f}, a band would let an untrained adapter pass")
         low, high = max(worst - (best - worst), worst / 2), best + 3 * max(best - worst, worst / 2)
         bands[name] = [round(low, 6), round(high, 6)]
         bands[f"{name}_seeds"] = [round(value, 6) for value in found]

@@ -11,16 +11,14 @@ import importlib.abc
 import importlib.machinery
 import io
 import pickle
-import re
 import socket
 import sys
 import types
 
-from grading import cells, codec
-from grading.codec import ClosedError, NotPlainError
+from grading import cells, codec, computes_answers
+from grading.codec import NotPlainError
 
 LONGEST = 500  # characters of a message that is kept
-CHECKS = re.compile(r"utils\.(exercises_\w+|answers)")  # modules of the course that compute right answers
 
 
 def failure(shell: object, source: str) -> dict | None:
@@ -55,8 +53,7 @@ def run_test(shell: object, source: str) -> dict | None:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
         problem = failure(shell, source)
     if problem and problem["name"] == "AssertionError" and not problem["message"]:
-        text = printed.getvalue().partition("-----")[0].strip()  # before IPython's traceback
-        problem["message"] = text[-LONGEST:]
+        problem["message"] = printed.getvalue().strip()[-LONGEST:]
     return problem
 
 
@@ -67,8 +64,8 @@ class _Withheld(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        """A module of our own for the names of `CHECKS`."""
-        return importlib.machinery.ModuleSpec(name, self) if CHECKS.fullmatch(name) else None
+        """A module of our own for each that computes right answers."""
+        return importlib.machinery.ModuleSpec(name, self) if computes_answers(name) else None
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Fill it."""
@@ -83,18 +80,22 @@ class _NoChecks(dict):
 
 
 def withhold() -> None:
-    """Take the checks' modules out of this process and keep them from being imported again."""
-    for name in [name for name in sys.modules if CHECKS.fullmatch(name)]:
+    """Keep this process, and those forked from it, from importing the modules that compute right answers."""
+    sys.meta_path.insert(0, _Withheld())
+
+
+def take_back() -> None:
+    """For the judge: from now on these modules are the course's own."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Withheld)]
+    for name in [name for name in sys.modules if computes_answers(name)]:
         package, _, last = name.rpartition(".")
         vars(sys.modules.get(package, types)).pop(last, None)
         del sys.modules[name]
-    sys.meta_path.insert(0, _Withheld())
 
 
 def serve(shell: object, judge_end: socket.socket, job: dict, facts: dict) -> None:
     """Run the student's cells, hand over their values, then answer calls until the judge hangs up."""
     codec.send(judge_end, {"sandbox": facts})
-    withhold()
     problems = []
     for name, source in job["cells"]:
         if problem := failure(shell, source):
@@ -106,7 +107,7 @@ def serve(shell: object, judge_end: socket.socket, job: dict, facts: dict) -> No
     while True:
         try:
             message, (data, *_) = codec.receive(judge_end)
-        except ClosedError:
+        except ConnectionError:
             return
         if "token" in message:
             problem = run_test(shell, data.decode())

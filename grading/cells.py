@@ -13,6 +13,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
+from grading import GradingError
+
 STUB = "...  # YOUR CODE HERE"
 ANSWER_STUB = "YOUR ANSWER HERE"
 SOLUTION = ("### BEGIN SOLUTION", "### END SOLUTION")
@@ -26,9 +28,8 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u20
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp,
            ast.GeneratorExp)  # fmt: skip
 
-
-class FormatError(ValueError):
-    """A notebook does not keep nbgrader's format; the message names the cell and what is wrong."""
+IMPORTS = (ast.Import, ast.ImportFrom)
+DEFINITIONS = (*IMPORTS, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def printable(text: str) -> str:
@@ -77,7 +78,7 @@ ENCODINGS = ("utf-8-sig", "utf-16", "cp1252", "latin-1")
 def read_notebook(data: bytes) -> dict:
     """The notebook in these bytes, in whatever encoding an editor left it; only what grading needs is checked.
 
-    Raises FormatError for what is not a notebook of format 4.
+    Raises GradingError for what is not a notebook of format 4.
     """
     for encoding in ENCODINGS:
         try:
@@ -87,17 +88,17 @@ def read_notebook(data: bytes) -> dict:
             continue
         except (ValueError, RecursionError) as error:
             if encoding == ENCODINGS[0]:
-                raise FormatError(f"not a notebook ({str(error)[:80]})") from None
+                raise GradingError(f"not a notebook ({str(error)[:80]})") from None
     else:
-        raise FormatError("not a notebook (no encoding fits)")
+        raise GradingError("not a notebook (no encoding fits)")
     if not (isinstance(notebook, dict) and notebook.get("nbformat") == 4 and isinstance(notebook.get("cells"), list)):
-        raise FormatError("not a notebook of format 4")
+        raise GradingError("not a notebook of format 4")
     for number, cell in enumerate(notebook["cells"], 1):
         source = cell.get("source") if isinstance(cell, dict) else None
         if isinstance(source, list) and all(isinstance(line, str) for line in source):
             cell["source"] = source = "".join(source)
         if not isinstance(source, str) or cell.get("cell_type") not in ("code", "markdown", "raw"):
-            raise FormatError(f"cell {number} is damaged")
+            raise GradingError(f"cell {number} is damaged")
         cell["source"] = source.encode("utf-8", "replace").decode()  # JSON can hold half characters
         _mend(cell)
     return notebook
@@ -123,18 +124,18 @@ def write_notebook(notebook: Mapping) -> bytes:
 def split_regions(source: str, markers: tuple[str, str]) -> tuple[list[tuple[str, bool]], int]:
     """The lines of `source`, each with whether it lies between the markers (they included), and how many regions.
 
-    Raises FormatError where a marker has no partner.
+    Raises GradingError where a marker has no partner.
     """
     lines, inside, regions = [], False, 0
     for line in source.splitlines():
         begins, ends = line.strip() == markers[0], line.strip() == markers[1]
         if begins and inside or ends and not inside:
-            raise FormatError(f"{line.strip()!r} without its partner")
+            raise GradingError(f"{line.strip()!r} without its partner")
         lines.append((line, inside or begins))
         regions += begins
         inside = (inside or begins) and not ends
     if inside:
-        raise FormatError(f"{markers[0]!r} without its partner")
+        raise GradingError(f"{markers[0]!r} without its partner")
     return lines, regions
 
 
@@ -181,11 +182,10 @@ def parse(source: str) -> ast.Module | None:
         return None
 
 
-def imports_of(source: str) -> str:
-    """The import statements at the top level of a cell."""
+def definitions(source: str, kinds: tuple[type[ast.stmt], ...] = DEFINITIONS) -> list[str]:
+    """The imports, functions and classes at the top level of a cell, or the `kinds` of them, each for itself."""
     tree = parse(source)
-    found = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))] if tree else []
-    return "\n".join(map(ast.unparse, found))
+    return [ast.unparse(node) for node in tree.body if isinstance(node, kinds)] if tree else []
 
 
 @functools.lru_cache(maxsize=500)
@@ -210,7 +210,7 @@ def bound_names(source: str) -> frozenset[str]:
 def imported_names(source: str) -> frozenset[str]:
     """Names that the cell imports for the cells after it: of `import a.b` it is `a`; "*" where all of a module come."""
     tree = parse(source) if len(source) <= LONGEST else None
-    found = [n for n in _outside_functions(tree) if isinstance(n, (ast.Import, ast.ImportFrom))] if tree else []
+    found = [n for n in _outside_functions(tree) if isinstance(n, IMPORTS)] if tree else []
     return frozenset(alias.asname or alias.name.partition(".")[0] for node in found for alias in node.names)
 
 
@@ -234,25 +234,25 @@ def used_names(source: str) -> frozenset[str]:
 
 
 def check_format(notebook: Mapping, name: str) -> None:
-    """Raise FormatError at the first cell that breaks the format: ids, points, markers in the wrong place."""
+    """Raise GradingError at the first cell that breaks the format: ids, points, markers in the wrong place."""
     seen: set[str] = set()
     for number, cell in enumerate(notebook["cells"], 1):
         where, identity = f"{name}, cell {number}", grade_id(cell)
         if identity is None:
             if any(marker in cell["source"] for marker in (*SOLUTION, *HIDDEN)):
-                raise FormatError(f"{where}: a marker in a cell that nbgrader does not know")
+                raise GradingError(f"{where}: a marker in a cell that nbgrader does not know")
             continue
         if not NAME.fullmatch(identity) or identity in seen:
-            raise FormatError(
+            raise GradingError(
                 f"{where}: grade_id {identity!r} is used twice or has other characters than a-z, 0-9, - _"
             )
         seen.add(identity)
         if (is_test(cell) or is_manual(cell)) and not points(cell) >= 0:
-            raise FormatError(f"{where}: {identity} has no points")
+            raise GradingError(f"{where}: {identity} has no points")
         try:
             split_regions(cell["source"], SOLUTION)
             split_regions(cell["source"], HIDDEN)
-        except FormatError as error:
-            raise FormatError(f"{where}: {error}") from None
+        except GradingError as error:
+            raise GradingError(f"{where}: {error}") from None
         if SOLUTION[0] in cell["source"] and not is_solution(cell) or HIDDEN[0] in cell["source"] and not is_test(cell):
-            raise FormatError(f"{where}: {identity} has a marker of another kind of cell")
+            raise GradingError(f"{where}: {identity} has a marker of another kind of cell")

@@ -15,9 +15,10 @@ import struct
 import sys
 from pathlib import PurePath
 
+from grading import PACKAGES
+
 # Dataclasses that may cross, by name and fields. One that is added here is built in the judge as a student chose it.
 CLASSES = {("peft.tuners.ia3.config", "IA3Config")}
-ERRORS = "utils"  # the package whose exceptions may cross by name
 MOST_BYTES = 256 << 20  # of one message
 MOST_JSON = 8 << 20  # of its part that is not raw numbers
 DEEPEST = 40
@@ -28,10 +29,6 @@ TORCH_TYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "i
 
 class NotPlainError(TypeError):
     """A value that is not plain data; the message names its class."""
-
-
-class ClosedError(ConnectionError):
-    """The other process has ended or sends nonsense."""
 
 
 def encode(value: object, buffers: list[bytes], depth: int = 0) -> object:
@@ -158,8 +155,8 @@ def _decode_dataclass(rest: list, buffers: list[bytes], depth: int) -> object:
 
 
 def trusted_error(module: object, name: object) -> type[Exception]:
-    """An exception of the course's own `utils` by its name. Raises ValueError for any other class."""
-    if not (isinstance(module, str) and isinstance(name, str)) or module.partition(".")[0] != ERRORS:
+    """An exception of the course's own packages by its name. Raises ValueError for any other class."""
+    if not (isinstance(module, str) and isinstance(name, str)) or module.partition(".")[0] not in PACKAGES:
         raise ValueError(f"{module}.{name} may not cross")
     found = _loaded(module, name)
     if not issubclass(found, Exception):
@@ -218,18 +215,18 @@ def send(connection: socket.socket, message: object, buffers: list[bytes] | tupl
 
 
 def receive(connection: socket.socket) -> tuple[object, list[bytes]]:
-    """Receive what `send` sent. Raises ClosedError where the other end is gone, sends too much or no JSON."""
+    """Receive what `send` sent. Raises ConnectionError where the other end is gone, sends too much or no JSON."""
     (count,) = struct.unpack("<I", _exactly(connection, 4))
     if not 1 <= count <= 10_000:
-        raise ClosedError("the answer is damaged")
+        raise ConnectionError("the answer is damaged")
     sizes = struct.unpack(f"<{count}Q", _exactly(connection, 8 * count))
     if sum(sizes) > MOST_BYTES or sizes[0] > MOST_JSON:
-        raise ClosedError("the answer is too large")
+        raise ConnectionError("the answer is too large")
     head, *buffers = [_exactly(connection, size) for size in sizes]
     try:
         return json.loads(head), buffers
     except (ValueError, RecursionError) as error:
-        raise ClosedError("the answer is damaged") from error
+        raise ConnectionError("the answer is damaged") from error
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
@@ -237,6 +234,6 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     while len(data) < size:
         piece = connection.recv(min(size - len(data), 1 << 20))
         if not piece:
-            raise ClosedError("the other process has ended")
+            raise ConnectionError("the other process has ended")
         data += piece
     return bytes(data)

@@ -1,6 +1,6 @@
 """The course as a grader sees it: its notebooks, and a runner for answers.
 
-For: `Course` (plans and points), `Runner` (one notebook of the course, kept running by `worker.py`), `calibrate`, which
+For: `Course` (plans and points), `Runner` (the course, prepared for answers by `worker.py`), `calibrate`, which
 proves before any student is graded that our own solutions get every point and the unsolved edition none.
 Not for: what a question needs (`plan.py`), submissions (`intake.py`, `match.py`), a whole class (`run.py`).
 """
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,23 +22,122 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grading import cells, codec, release, sandbox
-from grading.plan import Plan, Question, read_plan
+from grading import PACKAGES, GradingError, cells, check_modules, codec, release, sandbox
 from grading.sandbox import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
 PRIVATE = (".ssh", ".aws", ".config", ".gnupg", ".kube", ".docker", ".netrc", ".git-credentials",
            ".cache/huggingface/token")  # fmt: skip
-# The checks compute right answers: no answer may be judged by calling them. The judge keeps them.
-WITHHELD = ("utils/answers.py", "utils/exercises_*.py")
+
+HEADING = re.compile(r"^#{1,6} (.+)", re.MULTILINE)
+FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)  # code in a text: its comments are no headings
 
 
-class CourseError(RuntimeError):
-    """The course cannot be graded as it is; the message names the question and what to mend."""
+@dataclass(frozen=True)
+class Question:
+    """One graded cell. `kind`: "code" (a test judges), "adapter" (`adapter.py` judges), "written" (a person does).
+
+    `title`: the nearest heading above it, for people to read; the id where there is none. `card`: that heading and what
+    follows in its cell.
+    """
+
+    grade_id: str
+    notebook: str
+    kind: str
+    points: float
+    position: int  # of the cell in its notebook
+    source: str
+    title: str
+    card: str = ""
 
 
-class JudgeError(CourseError):
-    """One answer could not be judged, through no fault of the course; the message says what happened."""
+@dataclass(frozen=True)
+class Plan:
+    """One notebook: the solved cells, and its questions in order."""
+
+    name: str
+    notebook: dict
+    questions: tuple[Question, ...]
+
+    def solution_cells(self) -> dict[str, dict]:
+        """By grade id: every cell in which a student writes, in order."""
+        return {cells.grade_id(c): c for c in self.notebook["cells"] if cells.is_solution(c) and cells.grade_id(c)}
+
+    def solved(self) -> dict[str, str]:
+        """Our own sources of these cells."""
+        return {name: cell["source"] for name, cell in self.solution_cells().items()}
+
+    def unsolved(self) -> dict[str, str]:
+        """The sources of the student edition."""
+        return {name: cells.stubbed(cell) for name, cell in self.solution_cells().items()}
+
+    def needs(self, question: Question, answers: Mapping[str, str]) -> tuple[list[str], list[str]]:
+        """What judging takes: the solution cells to run (grade ids in order), and the names to hand over.
+
+        Those cells are the ones that, in our solution, bind a name the test reads (the last that does, before the
+        test); none does: all since the test before. A cell of the student's that reads a name which an earlier one of
+        hers binds or imports needs that one too.
+        """
+        before = [cell for cell in self.notebook["cells"][: question.position] if cell["cell_type"] == "code"]
+        writable = {cells.grade_id(c): c for c in before if cells.is_solution(c) and not cells.is_manual(c)}
+        order = list(writable)
+        bound = {name: cells.bound_names(_unmarked(cell["source"])) for name, cell in writable.items()}
+        used = cells.used_names(question.source)
+        exports = sorted(used & set().union(*bound.values())) if bound else []
+        chosen = {max((n for n in order if name in bound[n]), key=order.index) for name in exports}
+        if not chosen:
+            chosen = _since_last_test(before)
+        own = {name: answers.get(name, "") for name in order}
+        hers = {name: cells.bound_names(own[name]) | cells.imported_names(own[name]) for name in order}
+        pending = list(chosen)
+        while pending:
+            name = pending.pop()
+            reads = cells.used_names(own[name]) | {"*"}
+            earlier = [n for n in order[: order.index(name)] if hers[n] & reads and n not in chosen]
+            chosen.update(earlier)
+            pending.extend(earlier)
+        return [n for n in order if n in chosen], exports
+
+    def imports_before(self, question: Question) -> str:
+        """The import statements of the tests before this one, hidden ones included: a later test may count on them."""
+        earlier = [q.source for q in self.questions if q.kind == "code" and q.position < question.position]
+        return "\n".join(line for source in earlier for line in cells.definitions(source, cells.IMPORTS))
+
+    def base_cells(self, question: Question) -> list[str]:
+        """The solution cells that are this question's own, by our solution."""
+        return self.needs(question, {})[0]
+
+
+def _unmarked(source: str) -> str:
+    return "\n".join(line for line in source.splitlines() if line.strip() not in cells.SOLUTION)
+
+
+def _since_last_test(before: list[dict]) -> set[str]:
+    last = max((n for n, cell in enumerate(before) if cells.is_test(cell)), default=-1)
+    found = [cell for cell in before[last + 1 :] if cells.is_solution(cell) and not cells.is_manual(cell)]
+    return {cells.grade_id(cell) for cell in found}
+
+
+def read_plan(path: Path) -> Plan:
+    """The questions of a notebook of the solved edition, in order. Raises GradingError or GradingError."""
+    notebook, questions, heading, card = release.read_solved(path), [], "", ""
+    for position, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "markdown" and not cells.is_solution(cell):
+            heading, card = _last_heading(cell["source"]) or (heading, card)
+        kind = "written" if cells.is_manual(cell) else "code" if cells.is_test(cell) else None
+        if kind == "code" and cells.ADAPTER_TAG in cells.tags(cell):
+            kind = "adapter"
+        if kind:
+            identity = cells.grade_id(cell)
+            about = (position, cell["source"], heading or identity, card)
+            questions.append(Question(identity, path.name, kind, cells.points(cell), *about))
+    return Plan(path.name, notebook, tuple(questions))
+
+
+def _last_heading(text: str) -> tuple[str, str] | None:
+    """The last heading of a text cell, and the text from there on; None where there is none."""
+    found = list(HEADING.finditer(FENCED.sub(lambda code: " " * len(code[0]), text)))
+    return (found[-1][1].strip(), text[found[-1].start() :]) if found else None
 
 
 def profile_name() -> str:
@@ -64,13 +164,13 @@ class Course:
 
     @classmethod
     def load(cls, root: Path = ROOT) -> Course:
-        """Read the notebooks. Raises FormatError, ReleaseError, or CourseError where an id is used twice."""
+        """Read the notebooks. Raises GradingError, GradingError, or GradingError where an id is used twice."""
         plans = tuple(read_plan(path) for path in release.course_notebooks(root))
         names = [question.grade_id for plan in plans for question in plan.questions]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise CourseError(f"the grade_id {twice[0]!r} is used in two notebooks: rename one of them")
+            raise GradingError(f"the grade_id {twice[0]!r} is used in two notebooks: rename one of them")
         if not names:
-            raise CourseError("no graded cell in any notebook: there is nothing to grade")
+            raise GradingError("no graded cell in any notebook: there is nothing to grade")
         return cls(root, plans)
 
     @property
@@ -78,18 +178,22 @@ class Course:
         """All questions, in the order of the course."""
         return tuple(question for plan in self.plans for question in plan.questions)
 
+    def plan_of(self, question: Question) -> Plan:
+        """The notebook of a question."""
+        return next(plan for plan in self.plans if plan.name == question.notebook)
+
     @property
     def most(self) -> float:
         """All points together."""
         return sum(question.points for question in self.questions)
 
     def digest(self) -> str:
-        """16 hex digits over what decides a grade on our side: notebooks, `utils`, bands, the grader, the profile.
+        """16 hex digits over what decides a grade on our side: notebooks, packages, bands, the grader, the profile.
 
         Of a cell of text only what an answer in it begins as: another wording of the lesson changes no grade.
         """
         digest = hashlib.sha256(profile_name().encode())
-        folders = [self.root / "utils", Path(__file__).parent]
+        folders = [*(self.root / package for package in PACKAGES), Path(__file__).parent]
         files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
         files += [*release.course_notebooks(self.root), self.root / "assets" / "grading-bands.json"]
         for path in files:
@@ -109,16 +213,16 @@ class Course:
 
 
 class Runner:
-    """One notebook of the course, running; a context manager. Answers can be judged from several threads at once.
+    """The course, prepared for answers; a context manager. Answers can be judged from several threads at once.
 
-    It is ready at its last test, or with `whole` at its end. `troubles`: our own cells that failed until then.
+    `troubles`: imports, functions and stubs of ours that failed.
     """
 
-    def __init__(self, course: Course, plan: Plan, limits: Limits, hide: list[Path], *, whole: bool = False):
-        self.course, self.plan, self.limits, self.whole = course, plan, limits, whole
+    def __init__(self, course: Course, limits: Limits, hide: list[Path]):
+        self.course, self.limits = course, limits
         self.hide = [*course.secrets(), *hide]
         self.troubles: list[str] = []
-        self.wanted = {question.grade_id for question in plan.questions if question.kind == "code"}
+        self.wanted = {question.grade_id for question in course.questions if question.kind == "code"}
 
     def __enter__(self) -> Runner:
         self.folder = Path(tempfile.mkdtemp(prefix="grading-"))
@@ -127,7 +231,7 @@ class Runner:
             release.stage(self.course.root, self.staged)
             sockets.mkdir(mode=0o700)
             self.scratch.mkdir(mode=0o700)
-            self.hide += [self.folder, *(path for name in WITHHELD for path in self.staged.glob(name))]
+            self.hide += [self.folder, *(path for _, path in check_modules(self.staged))]
             self._start(sockets)
         except BaseException:
             self.__exit__()
@@ -135,36 +239,38 @@ class Runner:
         return self
 
     def _start(self, sockets: Path) -> None:
-        """Start the worker and wait until each wanted test stands ready."""
+        """Start the worker and wait until each wanted test stands ready.
+
+        What it is told comes through its input: its arguments and its environment can be read by a student's code.
+        """
         reader, writer = os.pipe()
-        environment = os.environ | {
-            "GRADING_ROOT": str(ROOT), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-            "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": "", "LAB_DEVICE": "cpu",
-            "LAB_PROFILE": profile_name(),
+        environment = sandbox.allowed_environment() | {
+            "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": "",
+            "LAB_DEVICE": "cpu", "LAB_PROFILE": profile_name(),
         }  # fmt: skip
         if sandbox.probe()["files"] == "limits":
             environment["GRADING_NO_NAMESPACES"] = "1"  # half of them would only break answers
         environment.pop("LAB_ARTIFACTS", None)  # the staged course keeps its own
-        command = [sys.executable, "-m", "grading.worker", str(self.staged / self.plan.name), str(sockets), str(writer)]
         with (self.folder / "output.txt").open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=self.staged, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                pass_fds=[writer], start_new_session=True,
+                [sys.executable, "-m", "grading.worker"], cwd=ROOT, env=environment, stdin=subprocess.PIPE,
+                stdout=output, stderr=output, pass_fds=[writer], start_new_session=True,
             )  # fmt: skip
         os.close(writer)
+        told = {"course": str(self.staged), "sockets": str(sockets), "grader": str(ROOT), "events": writer}
+        with self.process.stdin as pipe:
+            pipe.write((json.dumps(told) + "\n").encode())
         waiting = set(self.wanted)
         with os.fdopen(reader, encoding="utf-8") as events:
-            while waiting or self.whole:
-                event = json.loads(events.readline() or "{}")
+            for event in map(json.loads, events):
                 waiting.discard(event.get("ready"))
                 if "cell" in event:
-                    self.troubles.append(f"{self.plan.name}, cell {event['cell']}: {event['name']}: {event['message']}")
-                if not event or "done" in event:
-                    break
+                    where = f"{event['notebook']}, cell {event['cell']}"
+                    self.troubles.append(f"{where}: {event['name']}: {event['message']}")
         if waiting:
             lines = (self.folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise CourseError(f"{self.plan.name} ended before {sorted(waiting)[0]}: {(lines or ['no output'])[-1]}")
+            raise GradingError(f"no process takes answers to {sorted(waiting)[0]}: {(lines or ['no output'])[-1]}")
 
     def __exit__(self, *_: object) -> None:
         process = getattr(self, "process", None)
@@ -178,9 +284,10 @@ class Runner:
     def judge(self, question: Question, answers: Mapping[str, str], inside: bool | None = None) -> dict:
         """The verdict on `answers` (sources by grade id): `passed`, and if not `name`, `message`, `line`, `stopped`.
 
-        Raises JudgeError where there is none, after a second try.
+        Raises GradingError where there is none, after a second try.
         """
-        run, exports = self.plan.needs(question, answers)
+        plan = self.course.plan_of(question)
+        run, exports = plan.needs(question, answers)
         job = {
             "cells": [[name, answers[name]] for name in run if name in answers],
             "exports": exports,
@@ -189,14 +296,14 @@ class Runner:
             "scratch": str(self.scratch),
             "limits": self.limits.to_dict(),
         }
-        test = {"source": question.source, "imports": self.plan.imports_before(question)}
+        test = {"source": question.source, "imports": plan.imports_before(question)}
         try:
             with contextlib.suppress(ConnectionError):  # once more, where the machine was short of something
                 return self._ask(question.grade_id, job, test)
             return self._ask(question.grade_id, job, test)
         except OSError as error:
             why = f"{type(error).__name__}: {error}"
-            raise JudgeError(f"{question.grade_id}: the grader itself failed: {why}") from error
+            raise GradingError(f"{question.grade_id}: the grader itself failed: {why}") from error
 
     def _ask(self, name: str, job: dict, test: dict) -> dict:
         """The worker's verdict. Raises OSError where the connection, or what is behind it, breaks."""
@@ -209,7 +316,7 @@ class Runner:
                 codec.send(connection, test)
                 said, _ = codec.receive(connection)
         if "broken" in said:
-            raise codec.ClosedError(str(said["broken"]))
+            raise ConnectionError(str(said["broken"]))
         return said
 
 
@@ -217,12 +324,13 @@ def calibrate(runner: Runner) -> list[str]:
     """Judge our own solutions and the stubs; returns what cannot be graded, in words, and fills `course.inside`."""
     faults, course = [], runner.course
     course.troubles += runner.troubles
-    for question in (q for q in runner.plan.questions if q.grade_id in runner.wanted):
-        right = runner.judge(question, runner.plan.solved(), inside=False)
+    for question in (q for q in course.questions if q.kind == "code"):
+        plan = course.plan_of(question)
+        right = runner.judge(question, plan.solved(), inside=False)
         course.sandbox = right.get("sandbox") or course.sandbox
         inside = False
         if not right["passed"]:
-            apart, right, inside = right, runner.judge(question, runner.plan.solved(), inside=True), True
+            apart, right, inside = right, runner.judge(question, plan.solved(), inside=True), True
             if not right["passed"]:
                 right = apart
         if not right["passed"]:
@@ -231,6 +339,6 @@ def calibrate(runner: Runner) -> list[str]:
             continue
         if inside:
             course.inside.add(question.grade_id)
-        if runner.judge(question, runner.plan.unsolved(), inside=inside)["passed"]:
+        if runner.judge(question, plan.unsolved(), inside=inside)["passed"]:
             faults.append(f"{question.grade_id}: the unsolved edition passes, so the test tests nothing")
     return faults

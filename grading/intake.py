@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from grading import cells
+from grading import GradingError, cells
 
 KEPT = {".ipynb", ".json", ".safetensors"}
 MOST_FILES = 2000  # that are kept, of one submission
@@ -39,10 +39,6 @@ MOODLE = re.compile(r"(?P<name>.+?)_(?P<id>\d+)_assignsubmission_\w*")
 CANVAS = re.compile(r"(?P<name>[^_]+)_(?P<late>LATE_)?(?P<id>\d+)_\d+(?:_.*)?")
 ENTRY = re.compile(rb"PK\x01\x02")  # stands before each entry of a zip's table
 COPY = re.compile(r"(?P<name>.*\S)\s*\((?P<number>\d{1,4})\)")
-
-
-class IntakeError(RuntimeError):
-    """The folder of submissions cannot be read; the message says why."""
 
 
 @dataclass
@@ -80,11 +76,11 @@ class Submission:
 def collect(folder: Path) -> tuple[list[Submission], list[str]]:
     """The submissions in `folder`, sorted by name, and what was set aside, in words.
 
-    Of several copies of one student's ("Ann.zip", "Ann (1).zip") the last one counts. Raises IntakeError where there is
-    no folder or nothing in it.
+    Of several copies of one student's ("Ann.zip", "Ann (1).zip") the last one counts. Raises GradingError where there
+    is no folder or nothing in it.
     """
     if not folder.is_dir():
-        raise IntakeError(f"{folder}: no such folder; name the one that holds one folder or zip per student")
+        raise GradingError(f"{folder}: no such folder; name the one that holds one folder or zip per student")
     paths, aside = _entries(folder)
     submissions: dict[str, Submission] = {}
     for (name, identity), copies in sorted(_by_student(paths).items()):
@@ -101,7 +97,7 @@ def collect(folder: Path) -> tuple[list[Submission], list[str]]:
             aside.append(f"{', '.join(shown(p.name) for p in copies[latest])}: graded together, as one student's")
         submissions[submission.key] = _read(submission, copies[latest])
     if not submissions:
-        raise IntakeError(f"{folder}: nothing to grade in it; it must hold one folder or zip per student")
+        raise GradingError(f"{folder}: nothing to grade in it; it must hold one folder or zip per student")
     return list(submissions.values()), aside
 
 

@@ -15,9 +15,9 @@ import socket
 import sys
 import types
 
-from grading import cells, codec
-from grading.answering import CHECKS, LONGEST, failure, run_test, short
-from grading.codec import ClosedError, NotPlainError
+from grading import cells, codec, computes_answers
+from grading.answering import LONGEST, failure, run_test, short
+from grading.codec import NotPlainError
 
 MISSING = object()
 MOST_PROBLEMS = 20  # of a student's cells that are kept
@@ -56,7 +56,7 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, value: object) -> int | None:
         """The number of a function that is called back; None for everything else."""
         if isinstance(value, types.FunctionType) and (
-            "<" in value.__qualname__ or value.__module__ == "__main__" or CHECKS.fullmatch(value.__module__ or "")
+            "<" in value.__qualname__ or value.__module__ == "__main__" or computes_answers(value.__module__ or "")
         ):
             self._functions.append(value)
             return len(self._functions) - 1
@@ -82,7 +82,7 @@ class Remote:
                 result = functions[codec.index(message["call"])](*given, **named)
                 codec.send(self._channel, {}, [pickle.dumps(result, 5)])
                 message, buffers = codec.receive(self._channel)
-        except (ClosedError, OSError):
+        except (ConnectionError, OSError):
             raise StudentError(ENDED) from None
         if not isinstance(message, dict):
             raise StudentError(DAMAGED)
@@ -127,7 +127,7 @@ def write_back(target: object, value: object) -> None:
 
 
 def rebuild(lineage: object, message: str) -> Exception:
-    """An exception of the first class in `lineage` that is Python's or `utils`' own, else a StudentError."""
+    """An exception of the first class in `lineage` that is Python's or the course's own, else a StudentError."""
     pairs = [p for p in lineage if isinstance(p, list) and len(p) == 2] if isinstance(lineage, list) else []
     message = cells.printable(message[:LONGEST])
     for module, name in pairs:
@@ -149,7 +149,7 @@ def judge_apart(shell: object, student: socket.socket, job: dict, test: dict) ->
         said, buffers = codec.receive(student)
         verdict["problems"] = said_problems(said)
         values = {name: bind(name, said["values"][name], buffers, student) for name in job["exports"]}
-    except (ClosedError, OSError):
+    except (ConnectionError, OSError):
         return verdict | {"name": "StudentError", "message": ENDED}
     except NotPlainError as error:
         return verdict | {"name": "NotPlainError", "message": short(error)}
@@ -190,7 +190,7 @@ def judge_inside(shell: object, student: socket.socket, job: dict, test: dict) -
         problem = said["problem"]
         if said["token"] != token or not (problem is None or isinstance(problem, dict)):
             raise KeyError("token")
-    except (ClosedError, OSError):
+    except (ConnectionError, OSError):
         return verdict | {"name": "StudentError", "message": ENDED}
     except (KeyError, TypeError):
         return verdict | {"name": "StudentError", "message": DAMAGED}

@@ -12,22 +12,16 @@ import io
 import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from grading.course import Course
-    from grading.plan import Question
-    from grading.run import Graded
+from grading import GradingError
+from grading.course import Course, Question
+from grading.run import Graded
 
 HEAD = ("key", "question", "of", "points", "comment", "answer")
 NEEDED = {"key", "question", "points", "comment"}
 ENCODINGS = ("utf-8-sig", "utf-16", "cp1252", "latin-1")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of a formula
 NOT_COUNTED = "written.csv, NOT COUNTED: "  # what a note on a row that fits nothing begins with
-
-
-class MarksError(ValueError):
-    """The table of marks, or a mark in it, cannot be read as one. The message says how to mend it."""
 
 
 def number(value: float | None) -> str:
@@ -61,7 +55,7 @@ def decoded(path: Path) -> tuple[str, str]:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of `written.csv`, saved with commas, semicolons or tabs. Raises MarksError for any other table."""
+    """The rows of `written.csv`, saved with commas, semicolons or tabs. Raises GradingError for any other table."""
     text, delimiter = decoded(path)
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -69,7 +63,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     except csv.Error:
         rows, head = [], []
     if not set(head) >= NEEDED:
-        raise MarksError(
+        raise GradingError(
             f"{path}: its first line must be {','.join(HEAD)}; nothing was overwritten. Bring that line back, take "
             f"{path.name}.bak in its place, or move the file away if it holds no marks"
         )
@@ -153,7 +147,7 @@ def _take(graded: Graded, question: Question, row: dict[str, str]) -> list[str]:
     result["comment"] = comment
     try:
         points = _points(said, of, question.points)
-    except MarksError as error:
+    except GradingError as error:
         result["row"] = (of, said, comment, now)
         return [f"{NOT_COUNTED}{where}: {error}"]
     result["row"] = ("", number(points), comment, now)
@@ -168,15 +162,15 @@ def _take(graded: Graded, question: Question, row: dict[str, str]) -> list[str]:
 def _points(said: str, of: str, most: float) -> float | None:
     """The points that a row gives, scaled where it was written when the question had other points; None for none.
 
-    Raises MarksError for what is no number of points from 0 to the most.
+    Raises GradingError for what is no number of points from 0 to the most.
     """
     points, old = _value(said), _value(of) or most
     if not said:
         return None
     if points is None:
-        raise MarksError(f"{said[:20]!r} is no number of points")
+        raise GradingError(f"{said[:20]!r} is no number of points")
     if not 0 <= points <= old:
-        raise MarksError(f"{said[:20]} points are not between 0 and {number(old)}")
+        raise GradingError(f"{said[:20]} points are not between 0 and {number(old)}")
     return points if old == most else round(points * most / old, 2)
 
 

@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from grading import cells
-from grading.course import Course
-from grading.plan import Plan
+from grading import GradingError, cells
+from grading.course import Course, Plan
 
 MOST_BYTES = 24 << 20  # of a notebook's file
 MOST_CELLS = 1000  # of a notebook
@@ -59,18 +58,18 @@ def _notebooks(files: Mapping[str, bytes]) -> tuple[dict[str, dict], dict[str, s
         try:
             found[name] = _slim(files[name], left)
             left -= sum(len(cell["source"]) for cell in found[name]["cells"])
-        except cells.FormatError as error:
+        except GradingError as error:
             broken[name] = str(error)
     return found, broken
 
 
 def _slim(data: bytes, most: int) -> dict:
-    """What grading needs of a notebook. Raises FormatError for one that is larger than any of this course."""
+    """What grading needs of a notebook. Raises GradingError for one that is larger than any of this course."""
     if len(data) > MOST_BYTES:
-        raise cells.FormatError(f"more than {MOST_BYTES >> 20} MB (clear its outputs)")
+        raise GradingError(f"more than {MOST_BYTES >> 20} MB (clear its outputs)")
     notebook = cells.read_notebook(data)
     if len(notebook["cells"]) > MOST_CELLS or sum(len(cell["source"]) for cell in notebook["cells"]) > most:
-        raise cells.FormatError("more cells, or more text in cells, than can be looked at")
+        raise GradingError("more cells, or more text in cells, than can be looked at")
     kept = ("cell_type", "id", "metadata")
     slim = [{key: cell[key] for key in kept if key in cell} for cell in notebook["cells"]]
     for cell, full in zip(slim, notebook["cells"], strict=True):

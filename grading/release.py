@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import secrets
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from grading import cells
+from grading import PACKAGES, GradingError, cells
 
 # What students get beside the notebooks; a folder stands for the files in it with one of these endings.
-SHIPPED = ("utils", "assets", "requirements.txt", "constraints.txt", "LICENSE")
+SHIPPED = (*PACKAGES, "assets", "requirements.txt", "constraints.txt", "LICENSE")
 ENDINGS = {".py", ".json", ".safetensors", ".md", ".txt", ".png"}
 HERE = Path(__file__).resolve().parent
 # Training is deterministic: on a processor like ours, the course's seed leads to the very numbers of this adapter.
@@ -29,24 +31,20 @@ ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is made
 DISTINCT = 12  # characters; a shorter line says nothing about where it comes from
 
 
-class ReleaseError(RuntimeError):
-    """The student edition cannot be made, or still holds what it must not; the message names file and cell."""
-
-
 def course_notebooks(root: Path) -> list[Path]:
-    """The course's notebooks: `NN-Name.ipynb` in its root, in order. Raises ReleaseError where there are none."""
+    """The course's notebooks: `NN-Name.ipynb` in its root, in order. Raises GradingError where there are none."""
     found = sorted(path for path in root.glob("*.ipynb") if re.match(r"\d+-", path.name))
     if not found:
-        raise ReleaseError(f"no notebook named like 01-Name.ipynb in {root.name}/")
+        raise GradingError(f"no notebook named like 01-Name.ipynb in {root.name}/")
     return found
 
 
 def read_solved(path: Path) -> dict:
-    """A notebook of the solved edition, its format checked. Raises FormatError or ReleaseError."""
+    """A notebook of the solved edition, its format checked. Raises GradingError or GradingError."""
     try:
         notebook = cells.read_notebook(path.read_bytes())
-    except cells.FormatError as error:
-        raise ReleaseError(f"{path.name}: {error}") from error
+    except GradingError as error:
+        raise GradingError(f"{path.name}: {error}") from error
     cells.check_format(notebook, path.name)
     return notebook
 
@@ -74,10 +72,10 @@ def student_notebook(solved: Mapping) -> dict:
 def stage(root: Path, target: Path, shipped: Iterable[str] = SHIPPED) -> list[Path]:
     """Write the student edition of the course in `root` to the new folder `target`; returns its files, sorted.
 
-    Raises ReleaseError where the folder is not empty.
+    Raises GradingError where the folder is not empty.
     """
     if target.exists() and any(target.iterdir()):
-        raise ReleaseError(f"{target.name}/ is not empty: remove it first")
+        raise GradingError(f"{target.name}/ is not empty: remove it first")
     target.mkdir(parents=True, exist_ok=True)
     for path in course_notebooks(root):
         (target / path.name).write_bytes(cells.write_notebook(student_notebook(read_solved(path))))
@@ -106,6 +104,20 @@ def references_of(root: Path, profile: str) -> list[Path]:
     """The folders of the positive adapters that students have, sorted; these may not be handed in."""
     found = [path for path, _ in _shipped_files(root, [f"assets/adapters/{profile}"]) if path.suffix == ".safetensors"]
     return sorted(path.parent for path in found if path.parent.name.startswith("positive"))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is at any moment either the old one or the new one, whole; whoever else writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_zip(folder: Path, archive: Path, top: str) -> None:
@@ -151,7 +163,7 @@ def find_traces(root: Path, folder: Path, archive: Path | None = None) -> list[s
     """Where a line of a solution or hidden test of `root` stands in a file of `folder` or of `archive`; else empty.
 
     Looked for as plain text and as JSON writes it, in every byte of every file. A line that the course shows to
-    students anyway, in `utils` or in a cell that is not a solution, is no secret.
+    students anyway, in a package or in a cell that is not a solution, is no secret.
     """
     secrets, _ = secrets_of(root)
     needles = [(line, {line.encode(), json.dumps(line)[1:-1].encode(), _escaped(line)}) for line in sorted(secrets)]
@@ -183,7 +195,7 @@ def _escaped(line: str) -> bytes:
 
 
 def make_student_edition(root: Path, build: Path) -> tuple[Path, Path]:
-    """Write `build/student` and `build/student.zip` anew; returns both. Raises ReleaseError where a trace is left."""
+    """Write `build/student` and `build/student.zip` anew; returns both. Raises GradingError where a trace is left."""
     folder, archive = build / "student", build / "student.zip"
     scratch = build / ".student.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -192,7 +204,7 @@ def make_student_edition(root: Path, build: Path) -> tuple[Path, Path]:
     write_zip(scratch, build / ".student.zip.tmp", "course")
     traces = find_traces(root, scratch, build / ".student.zip.tmp")
     if traces:
-        raise ReleaseError("the student edition would show " + "; ".join(traces[:5]))
+        raise GradingError("the student edition would show " + "; ".join(traces[:5]))
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     (build / ".student.zip.tmp").replace(archive)

@@ -9,32 +9,25 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import os
-import secrets
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from grading import cells
-from grading.marks import FORMULA, mark_rows, number, read_table, take_marks
-from grading.pages import feedback_page, written_page
-from grading.platforms import Export, export
-from grading.summary import open_points, summary
+from grading import GradingError, cells
+from grading.course import Course
+from grading.marks import FORMULA, decoded, mark_rows, number, read_table, take_marks
+from grading.pages import feedback_page, open_points, summary, written_page
+from grading.release import write_atomic
+from grading.run import Graded
 
-if TYPE_CHECKING:
-    from grading.course import Course
-    from grading.run import Graded
-
+PARTICIPANT = re.compile(r"\D*(\d+)\s*")  # "Participant 12345", in the language of the site
 WIDE = str.maketrans("＝＋－＠", "=+-@")  # which some spreadsheets read as the narrow ones
-
-
-class BusyError(RuntimeError):
-    """Another grading writes to the same folder."""
 
 
 @contextlib.contextmanager
 def only_one(output: Path) -> Iterator[None]:
-    """Hold the folder for one grading. Raises BusyError where another one, still running, holds it."""
+    """Hold the folder for one grading. Raises GradingError where another one, still running, holds it."""
     import fcntl
 
     output.mkdir(parents=True, exist_ok=True)
@@ -42,24 +35,10 @@ def only_one(output: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"another grading writes to {output}: wait for it, or choose another --output") from None
+            raise GradingError(f"another grading writes to {output}: wait for it, or choose another --output") from None
         except OSError:
             pass  # a file system without locks
         yield
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is at any moment either the old one or the new one, whole; whoever else writes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_table(path: Path, rows: Iterable[Sequence]) -> None:
@@ -84,7 +63,7 @@ def _harmless(value: object) -> object:
 def write_reports(course: Course, class_: list[Graded], output: Path, aside: Sequence[str], how: Export) -> list[str]:
     """Write all files to `output`; returns the summary's lines. Marks in `written.csv` there are taken in first.
 
-    Raises MarksError, with nothing written, where that table cannot be read.
+    Raises GradingError, with nothing written, where that table cannot be read.
     """
     path = output / "written.csv"
     rows = read_table(path) if path.is_file() else []
@@ -129,3 +108,75 @@ def _write_exports(course: Course, class_: list[Graded], output: Path, how: Expo
     else:
         (output / "moodle.csv").unlink(missing_ok=True)  # of an earlier run: its grades may be old
     return notes
+
+
+# --- back to the learning platform ---
+
+
+@dataclass(frozen=True)
+class Worksheet:
+    """Moodle's table: all its rows, the first line included; `grade` is the number of the column for the grade."""
+
+    rows: list[list[str]]
+    grade: int
+
+
+@dataclass(frozen=True)
+class Export:
+    """How grades go back. `assignment`: the column's name in Canvas; `open_as_zero`: totals with open points too."""
+
+    assignment: str = "IA3 lab"
+    worksheet: Worksheet | None = None
+    open_as_zero: bool = False
+
+
+def read_worksheet(path: Path, grade: str = "Grade") -> Worksheet:
+    """Moodle's grading worksheet as it was downloaded; `grade`: the name of its column, which Moodle translates.
+
+    Raises GradingError where that column, or the participants' numbers in the first one, are not there.
+    """
+    try:
+        text, delimiter = decoded(path)
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    except (OSError, csv.Error) as error:
+        raise GradingError(f"{path} cannot be read as Moodle's grading worksheet ({error})") from None
+    head = rows[0] if rows else []
+    if grade not in head:
+        found = ", ".join(head)[:300]
+        raise GradingError(f"{path} has no column {grade!r} but {found!r}: name the one of the grade by --moodle-grade")
+    if not any(PARTICIPANT.fullmatch(row[0]) for row in rows[1:]):
+        raise GradingError(
+            f"{path}: its first column must hold Moodle's identifiers, as 'Participant 12345': download the worksheet "
+            "anew (assignment, all submissions, download grading worksheet)"
+        )
+    return Worksheet(rows, head.index(grade))
+
+
+def export(course: Course, class_: list[Graded], how: Export) -> tuple[list[tuple], list[list[str]], list[str]]:
+    """The rows for Canvas, those for Moodle (none without a worksheet), and what the instructor must know, in words."""
+    still = [graded for graded in class_ if open_points(course, graded)]
+    ready = [graded for graded in class_ if how.open_as_zero or graded not in still]
+    notes = []
+    if still:
+        names = ", ".join(graded.submission.student for graded in still)
+        said = "open points count as 0 in" if how.open_as_zero else "points still open (--open-as-zero), left out of"
+        notes.append(f"{said} canvas.csv{' and moodle.csv' if how.worksheet else ''}: {names}")
+    canvas = [("Student", "ID", "SIS User ID", "SIS Login ID", "Section", how.assignment)]
+    canvas += [(g.submission.student, g.submission.lms_id, "", "", "", number(g.score())) for g in ready]
+    if how.worksheet is None:
+        return canvas, [], notes
+    moodle, unknown = _filled(how.worksheet, ready)
+    return canvas, moodle, notes + unknown
+
+
+def _filled(worksheet: Worksheet, ready: list[Graded]) -> tuple[list[list[str]], list[str]]:
+    """The worksheet with the grades of these students put in, and a note on those who have no row in it."""
+    grades = {graded.submission.lms_id: number(graded.score()) for graded in ready}
+    head, *rows = [list(row) for row in worksheet.rows]
+    numbers = [found[1] if (found := PARTICIPANT.fullmatch(row[0])) else "" for row in rows]
+    for row, identity in zip(rows, numbers, strict=True):
+        if identity and identity in grades and len(row) > worksheet.grade:
+            row[worksheet.grade] = grades[identity]
+    lost = [g.submission.student for g in ready if not g.submission.lms_id or g.submission.lms_id not in numbers]
+    note = f"moodle.csv: no row of the worksheet has the number of {', '.join(lost)}: enter these grades by hand"
+    return [head, *rows], [note] if lost else []

@@ -14,13 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grading import cells
+from grading import GradingError, cells
 from grading.adapter import Check, find_adapter_files, other_profile
-from grading.course import Course, CourseError, Runner, calibrate, profile_name
-from grading.intake import IntakeError, Submission
+from grading.course import Course, Plan, Question, Runner, calibrate, profile_name
+from grading.intake import Submission
 from grading.match import match
-from grading.plan import Plan, Question
-from grading.report import write_atomic
+from grading.release import write_atomic
 from grading.sandbox import Limits
 
 VERDICT = re.compile(r"\A\d+\.\d+ (?:fail|todo)  ")  # how a check begins, whose exercise the page names anyway
@@ -56,37 +55,33 @@ def grade_class(
 ) -> list[Graded]:
     """Grade what is not graded yet; returns all, in the order of `submissions`.
 
-    `state`: the folder where results are kept. `tick(what, answers done)` is called once with those that were kept, at
-    each notebook with 0, and after each answer with 1. Raises CourseError where the course's own solutions do not pass.
+    `state`: the folder where results are kept. `tick(what, answers done)` is called once with those that were kept,
+    with 0 when the course is prepared, and after each answer with 1. Raises GradingError where the course's own
+    solutions do not pass.
     """
     state.mkdir(parents=True, exist_ok=True)
     digest = f"{course.digest()}-{json.dumps(limits.to_dict(), sort_keys=True)}"
     class_ = [_open(course, submission, state, digest) for submission in submissions]
-    todo = [(plan, [graded for graded in class_ if not _is_done(plan, graded)]) for plan in course.plans]
-    tick("kept from before", sum((len(class_) - len(due)) * len(plan.questions) for plan, due in todo))
-    for plan, due in todo:
-        if not due:
-            continue
-        tick(plan.name, 0)
-        if any(question.kind == "code" for question in plan.questions):
-            with Runner(course, plan, limits, hide or []) as runner:
-                if faults := calibrate(runner):
-                    raise CourseError("; ".join(faults + runner.troubles))
-                pool = ThreadPoolExecutor(jobs)
-                work = [pool.submit(_grade, graded, plan, runner, adapter, state, digest, tick) for graded in due]
-                try:
-                    for future in work:
-                        future.result()
-                finally:  # after Ctrl-C too: what is under way is finished and kept, what waits is not begun
-                    pool.shutdown(cancel_futures=True)
-        else:
-            for graded in due:
-                _grade(graded, plan, None, adapter, state, digest, tick)
+    due = [graded for graded in class_ if not {q.grade_id for q in course.questions} <= graded.results.keys()]
+    tick("kept from before", (len(class_) - len(due)) * len(course.questions))
+    if not due:
+        return class_
+    if not any(question.kind == "code" for question in course.questions):
+        for graded in due:
+            _grade(graded, course, None, adapter, state, digest, tick)
+        return class_
+    tick("the course", 0)
+    with Runner(course, limits, hide or []) as runner:
+        if faults := calibrate(runner):
+            raise GradingError("; ".join(faults + runner.troubles))
+        pool = ThreadPoolExecutor(jobs)
+        work = [pool.submit(_grade, graded, course, runner, adapter, state, digest, tick) for graded in due]
+        try:
+            for future in work:
+                future.result()
+        finally:  # after Ctrl-C too: what is under way is finished and kept, what waits is not begun
+            pool.shutdown(cancel_futures=True)
     return class_
-
-
-def _is_done(plan: Plan, graded: Graded) -> bool:
-    return {question.grade_id for question in plan.questions} <= graded.results.keys()
 
 
 def _open(course: Course, submission: Submission, state: Path, digest: str) -> Graded:
@@ -107,27 +102,28 @@ def _open(course: Course, submission: Submission, state: Path, digest: str) -> G
 
 
 def _grade(
-    graded: Graded, plan: Plan, runner: Runner | None, adapter: AdapterGrader | None, state: Path, digest: str,
+    graded: Graded, course: Course, runner: Runner | None, adapter: AdapterGrader | None, state: Path, digest: str,
     tick: Callable[[str, int], None],
 ) -> None:  # fmt: skip
-    """All questions of one notebook of one submission, then the file with its results.
+    """All questions of one submission, then the file with its results.
 
     A question that could not be judged is open, and is not kept: the next start tries again.
     """
-    for question in plan.questions:
+    for question in course.questions:
         try:
             if graded.submission.failure:
-                raise IntakeError(graded.submission.failure)
-            result = grade_one(question, plan, graded, runner, adapter)
+                raise GradingError(graded.submission.failure)
+            result = grade_one(question, course.plan_of(question), graded, runner, adapter)
         except Exception as error:  # whatever it is, it is this question's alone
-            why = cells.printable(f"{type(error).__name__}: {str(error)[:200]}")
+            kind = "" if isinstance(error, GradingError) else f"{type(error).__name__}: "
+            why = cells.printable(f"{kind}{str(error)[:200]}")
             result = _result("open", None, "it could not be judged: a person looks at it", failure=why)
         graded.sandbox = result.pop("sandbox", None) or graded.sandbox
         graded.results[question.grade_id] = result
-        tick(f"{plan.name} {graded.submission.student}", 1)
+        tick(graded.submission.student, 1)
     if runner:
-        graded.sandbox = graded.sandbox or runner.course.sandbox
-        graded.inside |= runner.course.inside & graded.results.keys()
+        graded.sandbox = graded.sandbox or course.sandbox
+        graded.inside |= course.inside
     kept = {
         "digest": [digest, graded.submission.digest()],
         "results": {name: result for name, result in graded.results.items() if "failure" not in result},

@@ -1,22 +1,26 @@
-"""One notebook of the course, run once and kept at every test, where any number of answers can be tried.
+"""A fork server: the course, prepared once and kept at every test, where any number of answers can be tried.
 
-    python -m grading.worker <notebook> <folder for sockets> <descriptor for events>
+    python -m grading.worker        started by `course.py`, which says through standard input what to prepare
 
-started by `course.py` in the staged student edition. The notebook runs with stubs; at each test cell the process forks,
-and that copy waits behind a socket. For each answer it forks twice more:
+The libraries are loaded once. Of a lesson only imports, functions and classes are run: no exercise and no test reads
+anything else of it. Each notebook is a fork, and at each test cell that one forks again: this copy waits behind a
+socket. For each answer it forks twice more:
 
 - the **student's process**, shut in (`sandbox.py`): runs the student's cells, then answers calls;
 - the **judge**: a clean copy, in which every name of the exercise is a value that crossed as plain data, or a function
   that calls over. It runs our test cell, hidden tests included, which the student's process never sees.
 
-So nothing that the student's code patches, defines or writes can reach the verdict. A test that needs live objects is
-run *inside* the student's process; `course.py` finds out which these are, and the report names them.
+So nothing that the student's code patches, defines or writes can reach the verdict. No module that computes right
+answers is ever loaded here but by a judge, so no student's process has one in its memory. A test that needs live
+objects is run *inside* the student's process; `course.py` finds out which these are, and the report names them.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
+import gc
+import importlib
 import json
 import os
 import select
@@ -29,12 +33,64 @@ import time
 import types
 from pathlib import Path
 
-from grading import cells, codec, sandbox
-from grading.answering import failure, serve, short
+from grading import cells, check_modules, codec, release, sandbox
+from grading.answering import failure, serve, short, take_back, withhold
 from grading.judge import judge_apart, judge_inside
-from grading.watch import TreeWatch
+from grading.sandbox import TreeWatch
 
-# --- the notebook ---
+# What torch and peft load at the first call of a function: once here, and not in each fork.
+LAZY = ("torch._dynamo", "torch.profiler._cupti_monitor", "peft.utils.transformers_weight_conversion")
+LOOK_EVERY = 0.1  # seconds between two looks at the limits
+
+
+def main() -> None:
+    """Prepare the staged course; copies of this process stay until its group is killed."""
+    sandbox.die_with_parent()
+    told = json.loads(sys.stdin.readline())
+    course, sockets = Path(told["course"]), Path(told["sockets"])
+    os.chdir(course)
+    sys.path[:] = [str(course), *(path for path in sys.path if path not in ("", told["grader"]))]
+    withhold()
+    notebooks = [cells.read_notebook(path.read_bytes())["cells"] for path in release.course_notebooks(course)]
+    load_libraries(course, notebooks)
+    shell = make_shell()
+    gc.collect()
+    gc.freeze()  # no fork looks at these objects again, which would copy their pages
+    for path, notebook in zip(release.course_notebooks(course), notebooks, strict=True):
+        if os.fork() == 0:
+            sandbox.die_with_parent()
+            prepare(shell, path.name, notebook, sockets, told["events"])
+    os.close(told["events"])
+    signal.pause()  # the copies end with this process, and this one with the grader
+
+
+# --- the notebooks ---
+
+
+def load_libraries(course: Path, notebooks: list[list[dict]]) -> None:
+    """Import what the lessons and the checks import, so that no fork has to; of the checks the libraries only."""
+    for cell in (cell for notebook in notebooks for cell in notebook if cell["cell_type"] == "code"):
+        for source in cells.definitions(cell["source"], cells.IMPORTS):
+            with contextlib.suppress(Exception):  # told where the notebook is prepared
+                exec(source, {})
+    reader, writer = os.pipe()
+    if os.fork() == 0:  # a copy that loads the checks and tells what else came with them
+        before = set(sys.modules)
+        take_back()
+        for name, _ in check_modules(course):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+        ours = {name.partition(".")[0] for name, _ in check_modules(course)}
+        more = [name for name in sys.modules if name not in before and name.partition(".")[0] not in ours]
+        os.write(writer, json.dumps(more).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        more = json.loads(told.read() or "[]")
+    os.wait()
+    for name in (*more, *(LAZY if "torch" in sys.modules else ())):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
 
 
 def make_shell() -> object:
@@ -48,21 +104,20 @@ def make_shell() -> object:
     sys.modules["__main__"] = module
     shell = InteractiveShell.instance(user_module=module, user_ns=module.__dict__, colors="NoColor")
     shell.history_manager.enabled = False
+    shell.showtraceback = shell.showsyntaxerror = lambda *_, **__: None  # nobody reads it
     return shell
 
 
-def run_notebook(path: Path, sockets: Path, events: int) -> None:
-    """Run the cells in order; at each test cell leave a copy of this process behind that takes answers."""
-    shell = make_shell()
+def prepare(shell: object, name: str, notebook: list[dict], sockets: Path, events: int) -> None:
+    """Run what a notebook defines, cell by cell; at each test leave a copy of this process that takes answers."""
 
     def tell(**values: object) -> None:
-        with contextlib.suppress(BrokenPipeError):  # nobody waits for the cells after the last test
-            os.write(events, (json.dumps(values) + "\n").encode())
+        os.write(events, (json.dumps(values) + "\n").encode())
 
-    for number, cell in enumerate(cells.read_notebook(path.read_bytes())["cells"], 1):
+    for number, cell in enumerate(notebook, 1):
         if cell["cell_type"] != "code" or cells.is_manual(cell):
             continue
-        if cells.is_test(cell):
+        if cells.is_test(cell) and cells.ADAPTER_TAG not in cells.tags(cell):
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(sockets / cells.grade_id(cell)))
             listener.listen(64)
@@ -72,11 +127,16 @@ def run_notebook(path: Path, sockets: Path, events: int) -> None:
                 take_answers(shell, listener)
             listener.close()
             tell(ready=cells.grade_id(cell))
-            failure(shell, cells.imports_of(cell["source"]))  # a student who runs the test has them from here on
-        elif problem := failure(shell, cell["source"]):
-            tell(cell=number, **problem)
-    tell(done=True)
-    signal.pause()  # the copies end with this process, and this one with the grader
+        if cells.is_solution(cell):
+            sources = [cell["source"]]  # a stub, whole
+        else:  # a student who has run a test has its imports from there on
+            sources = cells.definitions(cell["source"], *([cells.IMPORTS] if cells.is_test(cell) else []))
+        for source in sources:
+            problem = failure(shell, source)
+            if problem and problem["name"] != "NameError":  # a function's default that a lesson's run would make
+                tell(cell=number, notebook=name, **problem)
+    os.close(events)
+    signal.pause()
 
 
 def take_answers(shell: object, listener: socket.socket) -> None:
@@ -108,13 +168,11 @@ def answer(shell: object, connection: socket.socket) -> None:
     sandbox.adopt_orphans()
     try:
         hide = [Path(path) for path in job["hide"]]
-        student = sandbox.spawn(
-            lambda facts: serve(shell, theirs, job, facts), scratch, hide, limits, keep_fd=theirs.fileno()
-        )
+        sandbox.spawn(lambda facts: serve(shell, theirs, job, facts), scratch, hide, limits, keep_fd=theirs.fileno())
         theirs.close()
         codec.send(connection, {"started": True})
         test, _ = codec.receive(connection)
-        verdict = judge(shell, ours, job, test, TreeWatch(student, limits))
+        verdict = judge(shell, ours, job, test, TreeWatch(limits))
     finally:
         ours.close()
         with contextlib.suppress(RecursionError):
@@ -129,6 +187,7 @@ def judge(shell: object, student: socket.socket, job: dict, test: dict, watch: T
     if pid == 0:
         try:
             sandbox.restrain(watch.limits)
+            take_back()
             verdict = (judge_inside if job["inside"] else judge_apart)(shell, student, job, test)
             os.write(writer, json.dumps(verdict).encode())
         finally:
@@ -138,7 +197,7 @@ def judge(shell: object, student: socket.socket, job: dict, test: dict, watch: T
     watch.spared.add(pid)
     stopped, data = None, b""
     while True:
-        if select.select([reader], [], [], 0.03)[0]:
+        if select.select([reader], [], [], LOOK_EVERY)[0]:
             piece = os.read(reader, 1 << 16)
             if not piece:
                 break
@@ -157,14 +216,6 @@ def judge(shell: object, student: socket.socket, job: dict, test: dict, watch: T
     if stopped:
         verdict |= {"passed": False, "stopped": stopped}
     return verdict
-
-
-def main() -> None:
-    """Run the notebook named on the command line; copies of this process stay until its group is killed."""
-    sandbox.die_with_parent()
-    path, sockets, events = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    sys.path[:] = [str(path.parent), *(p for p in sys.path if p not in ("", os.environ["GRADING_ROOT"]))]
-    run_notebook(path, sockets, events)
 
 
 if __name__ == "__main__":

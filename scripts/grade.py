@@ -23,14 +23,13 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm  # noqa: E402
 
+from grading import GradingError  # noqa: E402
 from grading.adapter import Check, Meter, grade_adapter  # noqa: E402
-from grading.cells import FormatError  # noqa: E402
-from grading.course import Course, CourseError, profile_name  # noqa: E402
-from grading.intake import IntakeError, Submission, collect  # noqa: E402
-from grading.marks import NOT_COUNTED, MarksError, read_table  # noqa: E402
-from grading.platforms import Export, WorksheetError, read_worksheet  # noqa: E402
-from grading.release import ReleaseError, references_of  # noqa: E402
-from grading.report import BusyError, only_one, write_reports  # noqa: E402
+from grading.course import Course, profile_name  # noqa: E402
+from grading.intake import Submission, collect  # noqa: E402
+from grading.marks import NOT_COUNTED, read_table  # noqa: E402
+from grading.release import references_of  # noqa: E402
+from grading.report import Export, only_one, read_worksheet, write_reports  # noqa: E402
 from grading.run import grade_class  # noqa: E402
 from grading.sandbox import Limits, is_safe, probe  # noqa: E402
 
@@ -78,10 +77,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def forget(name: str, submissions: Sequence[Submission], state: Path) -> None:
-    """Remove what is kept of the student of this name. Raises IntakeError where there is none."""
+    """Remove what is kept of the student of this name. Raises GradingError where there is none."""
     chosen = [one for one in submissions if one.student == name]
     if not chosen:
-        raise IntakeError(f"no submission of {name!r}: " + ", ".join(s.student for s in submissions[:20]))
+        raise GradingError(f"no submission of {name!r}: " + ", ".join(s.student for s in submissions[:20]))
     for one in chosen:
         (state / f"{one.key}.json").unlink(missing_ok=True)
 
@@ -96,7 +95,7 @@ def progress(total: int) -> Iterator[Callable[[str, int], None]]:
             bars.append(tqdm(total=total, initial=count, desc="answers graded", unit="answer"))
             return
         bars[0].update(count)
-        bars[0].set_postfix_str(what[:40] if count else f"running {what}", refresh=count != 1)
+        bars[0].set_postfix_str(what[:40] if count else f"preparing {what}", refresh=count != 1)
 
     try:
         yield tick
@@ -139,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with only_one(options.output):
             lines = grade(options)
-    except (BusyError, CourseError, FormatError, IntakeError, MarksError, ReleaseError, WorksheetError) as error:
+    except GradingError as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

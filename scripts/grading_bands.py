@@ -1,6 +1,6 @@
 """Write `assets/grading-bands.json`: between which gains a trained adapter lies, from reference runs of several seeds.
 
-python scripts/compare.py --only bands    # the runs with more seeds, once
+python -m study --only bands              # the runs with more seeds, once
 python scripts/grading_bands.py [--fewest 5]
 """
 
@@ -16,8 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from grading.adapter import FEWEST_SEEDS, BandError, make_bands  # noqa: E402
-from grading.report import write_atomic  # noqa: E402
+from grading import GradingError  # noqa: E402
+from grading.adapter import FEWEST_SEEDS, make_bands  # noqa: E402
+from grading.release import write_atomic  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pairs[seed] = tuple(json.loads(p.read_text(encoding="utf-8"))["metrics"] for p in (path, base))
     try:
         bands = make_bands(pairs, options.fewest)
-    except BandError as error:
+    except GradingError as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     write_atomic(options.output, (json.dumps(bands, indent=1) + "\n").encode())

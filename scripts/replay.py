@@ -33,7 +33,7 @@ except ModuleNotFoundError as missing:
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.files import read_json_file, write_atomic  # noqa: E402
+from utils.runs import read_json, write_atomic  # noqa: E402
 
 NOTEBOOKS = ("01-Setup.ipynb", "02-Train.ipynb", "03-Inference.ipynb", "04-Compare.ipynb")
 EXTENSIONS = tuple(sorted(f"extensions/{path.name}" for path in ROOT.glob("extensions/*.ipynb")))  # optional labs
@@ -192,9 +192,9 @@ def keep(notebook: NotebookNode, name: str, output: Path) -> None:
 def past_times(path: Path) -> dict[str, list[float]]:
     """Seconds of each cell by notebook, as the last replay left them; empty where nothing usable is there."""
     try:
-        times = read_json_file(path)
+        times = read_json(path)
         return {name: [float(second) for second in seconds] for name, seconds in times.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

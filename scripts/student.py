@@ -7,27 +7,37 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from grading.cells import FormatError  # noqa: E402
-from grading.course import Course, CourseError, Runner, calibrate  # noqa: E402
-from grading.release import ReleaseError, make_student_edition, secrets_of  # noqa: E402
+from grading import GradingError  # noqa: E402
+from grading.course import Course, Runner, calibrate  # noqa: E402
+from grading.release import make_student_edition, secrets_of  # noqa: E402
 from grading.sandbox import Limits  # noqa: E402
+from scripts.replay import ReplayError, execute, read_notebook  # noqa: E402
+
+LONGEST_CELL = 900  # seconds
 
 
-def check(root: Path) -> list[str]:
+def check(root: Path, folder: Path) -> list[str]:
     """What is wrong when the student edition runs: our cells that fail, solutions without points, tests of nothing."""
     course, problems = Course.load(root), []
-    for plan in course.plans:
-        with Runner(course, plan, Limits(), [], whole=True) as runner:
-            problems += [*runner.troubles, *calibrate(runner)]
-    return problems
+    with tempfile.TemporaryDirectory() as scratch:
+        copied = shutil.copytree(folder, Path(scratch) / "course")
+        for plan in course.plans:
+            try:
+                execute(read_notebook(copied / plan.name), copied / plan.name, LONGEST_CELL)
+            except ReplayError as error:
+                problems.append(str(error))
+    with Runner(course, Limits(), []) as runner:
+        return [*problems, *runner.troubles, *calibrate(runner)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder, archive = make_student_edition(options.root.resolve(), options.output)
         _, seen = secrets_of(options.root.resolve())
-        problems = check(options.root.resolve()) if options.check else []
-    except (CourseError, FormatError, ReleaseError) as error:
+        problems = check(options.root.resolve(), folder) if options.check else []
+    except GradingError as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     files, size = [path for path in folder.rglob("*") if path.is_file()], archive.stat().st_size

@@ -4,11 +4,12 @@
 
 Counts come from full-size models on PyTorch's meta device (shapes without data), behaviour from a small random GPT-2:
 no network, no GPU, under two minutes. `assets/claims.json` names the values; `tests/test_claims.py` measures them
-again. Not for: students.
+again.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -312,7 +313,8 @@ def measure() -> Values:
 
 
 def main() -> None:
-    """Measure and write the record."""
+    """Measure and write the record; `--help` does neither."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     quiet()
     versions, hardware = environment()
     record = {"hardware": hardware, "values": measure(), "versions": dict(sorted(versions.items()))}

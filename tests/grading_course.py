@@ -14,9 +14,8 @@ from safetensors.numpy import save
 from grading import cells
 from grading.course import Course
 from grading.intake import Submission, collect, file_key
-from grading.platforms import Export
 from grading.release import student_notebook
-from grading.report import write_reports
+from grading.report import Export, write_reports
 from grading.run import Graded, grade_class
 from grading.sandbox import Limits
 
@@ -223,10 +222,22 @@ def put(message, *buffers):
 """
 
 
+RIGHT = "def right(x):\n    return 2 * x\n\n\nCHECKS = {'1.1': lambda answer, seed: 1 / 0}\n"
+CHECK = """from importlib import import_module
+
+
+def check(number, answer):
+    import_module("exercises.small").CHECKS[number](answer, 0)
+"""
+
+
 def write_plain_course(root: Path) -> Path:
     """One notebook, the checks that real courses have, and an editor's copy of the solutions."""
     write_course(root, (PLAIN,))
-    (root / "utils" / "exercises_small.py").write_text("def right(x):\n    return 2 * x\n\n\nCHECKS = {}\n")
+    files = {"exercises/__init__.py": CHECK, "exercises/small.py": RIGHT, "exercises/deep/__init__.py": RIGHT}
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
     copied = root / ".ipynb_checkpoints" / "01-Plain-checkpoint.ipynb"
     copied.parent.mkdir()
     copied.write_bytes((root / PLAIN).read_bytes())

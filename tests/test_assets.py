@@ -10,12 +10,11 @@ from safetensors import safe_open
 from study.ablations import ABLATIONS
 from study.comparison import chosen_rates, study_runs, sweep_losses, usable_runs
 from study.dial import load_reference_dial
-from utils.adapter_files import read_probe
-from utils.adapters import METHODS
+from utils.adapters import METHODS, base_fingerprint
 from utils.config import ASSETS, PROFILES
 from utils.runs import load_runs
+from utils.saving import load_adapter, read_probe
 from utils.sizes import count_parameters
-from utils.storage import base_fingerprint, load_adapter
 
 PROFILE = PROFILES["mini"]
 ADAPTERS = sorted((ASSETS / "adapters" / "mini").iterdir())
@@ -55,13 +54,10 @@ def test_there_is_a_pair_of_adapters_for_every_seed():
     assert names == {f"{task}-seed{seed}" for task in ("positive", "negative") for seed in seeds} and "0" in seeds
 
 
-def test_records_and_dial_were_made_on_the_shipped_base(fingerprint):
+def test_records_are_of_the_shipped_base_three_seeds_a_method_its_sweeps_rate_and_every_ablation(fingerprint):
     records, excluded = load_runs(ASSETS / "runs" / "mini", config_id=PROFILE.config_id())
     assert excluded == [] and {record.config["base"] for record in records} == {fingerprint}
     assert load_reference_dial(PROFILE, fingerprint)[1] is None
-
-
-def test_every_method_has_three_seeds_and_its_sweeps_rate_and_every_ablation_a_record(fingerprint):
     records, excluded = usable_runs(ASSETS / "runs" / "mini", PROFILE, fingerprint)
     runs = {(record.task, record.method, record.seed) for record in records}
     wanted = {("positive", method, seed) for method in METHODS for seed in range(3)}

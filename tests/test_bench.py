@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 
+import bench.growth as bench_growth
 import pytest
 import torch
 from PIL import Image
@@ -13,13 +14,11 @@ from readme_numbers import bench_part
 from transformers import GPT2LMHeadModel
 
 import bench.__main__ as bench_main
-import bench.growth as bench_growth
 import bench.training as bench_training
 import bench.use as bench_use
-from bench.cuda import profile_rows
-from bench.growth import memory_rows
-from bench.rows import QUICK, SHAPES, Sizes, make_model, own_process, reached, row, shape_config, sizes, unmeasured
-from bench.training import training_rows
+from bench.report import reached
+from bench.rows import QUICK, SHAPES, Sizes, make_model, own_process, row, shape_config, sizes, unmeasured
+from bench.training import profile_rows, training_rows
 from bench.use import (
     AGAINST,
     course_imports,
@@ -27,13 +26,14 @@ from bench.use import (
     first_cells,
     generating_rows,
     latency_rows,
+    memory_rows,
     mixed_rows,
-    one_by_one,
     opening_rows,
     process_seconds,
     prompts,
     switching_rows,
 )
+from exercises.inference import one_by_one
 from utils.config import PROFILES, ROOT
 from utils.runs import read_json, write_json
 

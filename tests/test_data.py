@@ -67,7 +67,7 @@ def test_pack_loses_only_the_tail_and_keeps_every_end_of_text():
         assert all(len(block) == length for block in blocks) and len(stream) - len(blocks) * length < length
 
 
-def test_to_blocks_trains_on_end_of_text(reviews, tokenizer):
+def test_blocks_train_on_end_of_text_and_may_be_half_of_each_label(reviews, tokenizer):
     blocks = data.to_blocks(Dataset.from_list(reviews), tokenizer, 16)
     ids = blocks["input_ids"][:]
     labels = blocks["labels"][:]
@@ -78,6 +78,11 @@ def test_to_blocks_trains_on_end_of_text(reviews, tokenizer):
     assert text.startswith(reviews[0]["text"] + tokenizer.eos_token + reviews[1]["text"])
     with pytest.raises(data.DataError, match="do not fill one block"):
         data.to_blocks(Dataset.from_list(reviews[:1]), tokenizer, 64)
+    blocks = data.balanced_blocks(Dataset.from_list(reviews), tokenizer, 16, limit=8)
+    halves = [data.review_blocks(Dataset.from_list(reviews), label, tokenizer, 16, limit=4) for label in data.LABELS]
+    assert len(blocks) == 8 and blocks["input_ids"][:].tolist() == [
+        row for half in halves for row in half["input_ids"][:].tolist()
+    ]
 
 
 def test_select_reviews(reviews):
@@ -116,11 +121,3 @@ def test_hub_parquet_gives_the_same_split(monkeypatch, tmp_path, reviews):
 def test_prompts_are_distinct_and_neutral():
     assert len(set(data.PROMPTS)) == 16
     assert not set(" ".join(data.PROMPTS).lower().split()) & {"good", "bad", "great", "love", "hate", "awful", "best"}
-
-
-def test_balanced_blocks_are_half_of_each_label(reviews, tokenizer):
-    blocks = data.balanced_blocks(Dataset.from_list(reviews), tokenizer, 16, limit=8)
-    halves = [data.review_blocks(Dataset.from_list(reviews), label, tokenizer, 16, limit=4) for label in data.LABELS]
-    assert len(blocks) == 8 and blocks["input_ids"][:].tolist() == [
-        row for half in halves for row in half["input_ids"][:].tolist()
-    ]

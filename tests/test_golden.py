@@ -47,7 +47,7 @@ def test_configurations_keep_their_ids():
 
 
 def test_the_embedded_model_keeps_its_fingerprint(embedded):
-    from utils.storage import base_fingerprint
+    from utils.adapters import base_fingerprint
 
     assert base_fingerprint(embedded()[0]) == FINGERPRINT
 
@@ -61,7 +61,7 @@ def test_the_judges_keep_their_folders(real_reviews):
 
 
 def test_the_bootstrap_draws_what_it_drew():
-    from utils.evaluation import bootstrap_interval
+    from utils.metrics import bootstrap_interval
 
     estimate = bootstrap_interval([number**0.5 for number in range(1, 12)], range(12, 1, -1))
     assert estimate.to_dict() == pytest.approx(BOOTSTRAP, rel=1e-12)

@@ -31,12 +31,11 @@ from grading_course import (
     write_reference,
 )
 
-from grading import cells, codec
+from grading import GradingError, cells, codec
 from grading.adapter import grade_adapter
-from grading.course import Course, CourseError, Runner, calibrate
-from grading.intake import IntakeError, collect, read_name
-from grading.platforms import Export
-from grading.report import write_reports, write_table
+from grading.course import Course, Runner, calibrate
+from grading.intake import collect, read_name
+from grading.report import Export, write_reports, write_table
 from grading.run import grade_class
 from grading.sandbox import Limits
 
@@ -307,7 +306,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same(root, tm
 
     def stop(what: str, count: int) -> None:
         seen.append(what)
-        if what.endswith(" b"):
+        if what == "b":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -316,7 +315,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same(root, tm
     assert any(name.startswith("a-") for name in kept) and not any(name.startswith("b-") for name in kept)
     seen.clear()
     class_ = grade_class(course, submissions, tmp_path / "state", LIMITS, tick=lambda what, _: seen.append(what))
-    assert not any(what.endswith(" a") for what in seen)
+    assert "a" not in seen
     assert [g.score() for g in class_] == [4, 4, 4]
     assert all((tmp_path / "state" / name).stat().st_mtime_ns == when for name, when in kept.items())
 
@@ -328,11 +327,11 @@ def test_a_course_whose_own_solution_fails_or_whose_test_tests_nothing_is_not_gr
     tests[0]["source"], tests[1]["source"] = "assert twice(2) == 5", "answer"
     (root / "01-Plain.ipynb").write_bytes(cells.write_notebook(book))
     course = Course.load(root)
-    with Runner(course, course.plans[0], LIMITS, []) as runner:
+    with Runner(course, LIMITS, []) as runner:
         faults = calibrate(runner)
     assert "test-twice: our own solution does not pass" in faults[0]
     assert "test-answer: the unsolved edition passes" in faults[1]
-    with pytest.raises(CourseError, match="does not pass"):
+    with pytest.raises(GradingError, match="does not pass"):
         (tmp_path / "in" / "a").mkdir(parents=True)
         grade_class(course, collect(tmp_path / "in")[0], tmp_path / "state", LIMITS)
 
@@ -341,7 +340,7 @@ def test_the_limits_hold_without_namespaces(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADING_NO_NAMESPACES", "1")
     course = Course.load(write_course(tmp_path, ("01-Plain.ipynb",)))
     question = course.plans[0].questions[0]
-    with Runner(course, course.plans[0], Limits(seconds=4, clock=90, processes=12), []) as runner:
+    with Runner(course, Limits(seconds=4, clock=90, processes=12), []) as runner:
         right = runner.judge(question, {"twice": TWICE})
         escape = (
             "import os, time\nfor _ in range(20):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(200)"
@@ -405,7 +404,7 @@ def test_a_hostile_export_is_read_safely(tmp_path):
 
 
 def test_an_empty_export_is_said(tmp_path):
-    with pytest.raises(IntakeError, match="nothing to grade"):
+    with pytest.raises(GradingError, match="nothing to grade"):
         collect(tmp_path)
 
 
@@ -490,5 +489,5 @@ def test_what_a_function_does_to_its_arguments_comes_back_and_ours_run_here(tmp_
     root = write_course(tmp_path, ())
     (root / "01-A.ipynb").write_bytes(cells.write_notebook(book))
     course = Course.load(root)
-    with Runner(course, course.plans[0], LIMITS, []) as runner:
+    with Runner(course, LIMITS, []) as runner:
         assert calibrate(runner) == [] and course.inside == set()

@@ -11,9 +11,9 @@ import pytest
 from grade import adapter_grader
 from grading_course import CURVE, adapter_files, run_file, vectors, write_reference
 
+from grading import GradingError
 from grading.adapter import (
     SHARES,
-    BandError,
     Check,
     Meter,
     check_curve,
@@ -22,8 +22,8 @@ from grading.adapter import (
     make_bands,
     other_profile,
 )
+from grading.course import Question
 from grading.intake import Submission
-from grading.plan import Question
 from grading.release import references_of
 from grading.run import grade_adapter_question
 
@@ -184,12 +184,12 @@ def run_pairs(gains: list[float]) -> dict:
 
 
 def test_bands_need_five_seeds_and_exclude_the_untrained():
-    with pytest.raises(BandError, match="2 seeds, 5 are needed"):
+    with pytest.raises(GradingError, match="2 seeds, 5 are needed"):
         make_bands(run_pairs([0.02, 0.03]))
     low, high = make_bands(run_pairs([0.020, 0.021, 0.022, 0.024, 0.026]))["loss_gain"]
     assert low == pytest.approx(0.014) and high == pytest.approx(0.056)
     assert make_bands(run_pairs([0.01, 0.05]), fewest=2)["loss_gain"][0] == pytest.approx(0.005)
-    with pytest.raises(BandError, match="untrained"):
+    with pytest.raises(GradingError, match="untrained"):
         make_bands(run_pairs([0.0, 0.1]), fewest=2)
     assert json.dumps(make_bands(run_pairs([0.02] * 5)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ from grading_course import (
     write_plain_course,
 )
 
-from grading import cells, codec
+from grading import PACKAGES, cells, check_modules, codec
 from grading.course import Course, Runner
 from grading.release import student_notebook
 from grading.sandbox import is_safe, probe
@@ -50,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge(root):
     """Judges one answer to the first question."""
     course = Course.load(root)
-    with Runner(course, course.plans[0], HOSTILE_LIMITS, []) as runner:
+    with Runner(course, HOSTILE_LIMITS, []) as runner:
         yield lambda source: runner.judge(course.plans[0].questions[0], {"twice": source})
 
 
@@ -77,8 +78,8 @@ def said(verdict: dict) -> str:
         "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.unshare(0x10020000)\n"
         "assert libc.umount2({root!r}.encode(), 2) == 0 or libc.umount2(b'/tmp', 2) == 0",
         "import os\nfor n in range(100): open(os.environ['HOME'] + f'/{{n}}', 'wb').write(bytes(1 << 20))",
-        "import os\nos.open('utils/exercises_small.py', 0) and open('utils/exercises_small.py').read()[3]",
-        "from utils.exercises_small import right as twice",
+        "import os\nos.open('exercises/small.py', 0) and open('exercises/small.py').read()[3]",
+        "from exercises.small import right as twice",
         "from pathlib import Path\nassert Path('/tmp').stat().st_uid == 0 and list(Path('/run').iterdir())",
     ],
 )
@@ -104,12 +105,67 @@ def test_what_an_honest_answer_needs_is_there(judge):
     assert verdict["passed"], verdict
 
 
+# Ways to the module that computes right answers; each binds `m` to it, or `right` to what is in it.
+WAYS = [
+    "from {package} import {last} as m",
+    "import {name} as m",
+    "import {name}\nm = {name}",
+    "from {name} import right",
+    "from {name} import *\nright",
+    "import importlib\nm = importlib.import_module('{name}')",
+    "import importlib\nimport {name} as m\nimportlib.reload(m)",
+    "import sys\nm = sys.modules['{name}']",
+    "import sys\nsys.meta_path[:] = sys.meta_path[1:]\nimport {name} as m",
+    "import sys\nsys.meta_path[:] = sys.meta_path[1:]\nsys.modules.pop('{name}', 0)\nimport {name} as m",
+    "import gc\nright = [f for f in gc.get_objects() if getattr(f, '__module__', '') == '{name}' and callable(f)][0]",
+    "import importlib.util as u\ns = u.spec_from_file_location('mine', '{file}')\n"
+    "m = u.module_from_spec(s)\ns.loader.exec_module(m)",
+    "import runpy\nright = runpy.run_path('{file}')['right']",
+    "import pkgutil\nm = pkgutil.resolve_name('{name}')",
+    "import subprocess, sys\nprint(subprocess.check_output([sys.executable, '-c', 'import {name} as m; m.right']))\n"
+    "right = lambda x: 2 * x",
+]
+
+
+@namespaces
+@pytest.mark.parametrize("name", ["exercises.small", "exercises.deep"])
+def test_no_way_leads_to_the_modules_that_compute_right_answers(judge, name):
+    package, last = name.split(".")
+    file = f"{package}/{last}/__init__.py" if last == "deep" else f"{package}/{last}.py"
+    for way in WAYS if name == "exercises.small" else WAYS[1:12:5]:
+        source = way.format(name=name, package=package, last=last, file=file)
+        source += "\ntwice = right" if "right" in way else "\ntwice = m.right"
+        verdict = judge(source)
+        assert not verdict["passed"] and verdict["problems"], source
+
+
 def test_the_checks_of_the_course_do_no_work_for_an_answer(judge, root, tmp_path):
-    refused = judge("from utils.exercises_small import right as twice")
+    refused = judge("from exercises.small import right as twice")
     assert not refused["passed"] and "cannot import name" in said(refused)
-    assert judge(f"from utils.exercises_small import CHECKS\nCHECKS['1.1'](1, 0)\n{TWICE}")["passed"]
-    put(tmp_path / "in", "Eve", nb({"twice": "from utils.exercises_small import right as twice"}))
-    assert "answers that name the modules of the checks: Eve: twice" in graded_class(tmp_path, root)[1]
+    assert judge(f"from exercises.small import CHECKS\nCHECKS['1.1'](1, 0)\n{TWICE}")["passed"]
+    assert judge(f"from exercises import check\ncheck('1.1', 0)\n{TWICE}")["passed"]
+    named = (
+        "from exercises import small",
+        "import exercises.small as s",
+        "from os import path\nfrom exercises import check, deep",
+        "'exercises.deep'",
+    )
+    for number, line in enumerate((*named, "from exercises import check", "# from utils import " * 5000)):
+        put(tmp_path / "in", f"E{number}", nb({"twice": f"{line}\n{TWICE}"}))
+    found = [line for line in graded_class(tmp_path, root)[1] if line.startswith("answers that name the modules")]
+    assert found == [f"answers that name the modules of the checks: E{n}: twice" for n in range(len(named))]
+
+
+def test_every_module_of_the_course_that_computes_right_answers_is_withheld():
+    """Whatever package it lies in, it is one with checks, or one that the checks are made with."""
+    root = Path(__file__).resolve().parents[1]
+    found = {name for name, _ in check_modules(root)}
+    for package in PACKAGES:
+        for path in (root / package).rglob("*.py"):
+            name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+            if re.search(r"^def check_\w+\(answer", path.read_text(encoding="utf-8"), re.MULTILINE):
+                assert name in found, name
+    assert len(found) >= 6 and not {"exercises", "utils.data"} & found
 
 
 CHILDREN = """
@@ -186,7 +242,7 @@ def test_a_warning_in_a_hidden_test_shows_it_to_nobody(tmp_path):
     root = write_course(tmp_path / "course", ())
     (root / "01-A.ipynb").write_bytes(cells.write_notebook(book))
     course = Course.load(root)
-    with Runner(course, course.plans[0], HOSTILE_LIMITS, []) as runner:
+    with Runner(course, HOSTILE_LIMITS, []) as runner:
         source = "import numpy as np\ndef half(x): return np.int64(-2**63) if x > 100 else x / 2"
         assert not runner.judge(course.plans[0].questions[0], {"half": source})["passed"]
         assert "SECRET" not in (runner.folder / "output.txt").read_text()
@@ -263,7 +319,9 @@ def test_without_namespaces_nothing_is_graded_unless_asked_for_and_the_summary_s
         assert not (tmp_path / "out").exists()
         assert grade.main([*arguments, "--unsafe"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0].startswith("UNSAFE") and any("Kim, test-twice: JudgeError" in line for line in lines)
+        assert lines[0].startswith("UNSAFE") and any(
+            "Kim, test-twice: test-twice: the grader itself failed" in line for line in lines
+        )
         assert grade.main([*arguments, "--unsafe"]) == 0 and capsys.readouterr().out.startswith("UNSAFE")
     finally:
         probe.cache_clear()

@@ -15,10 +15,11 @@ from grading_course import (
     write_plain_course,
 )
 
+from grading import GradingError
 from grading.course import Course, Runner
-from grading.marks import HEAD, NOT_COUNTED, MarksError, read_table
-from grading.platforms import Export
-from grading.report import BusyError, only_one, write_atomic, write_reports, write_table
+from grading.marks import HEAD, NOT_COUNTED, read_table
+from grading.release import write_atomic
+from grading.report import Export, only_one, write_reports, write_table
 from scripts import grade
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="grading forks")
@@ -62,7 +63,7 @@ def test_a_table_that_is_not_ours_stops_before_anything_is_overwritten(marked, r
     kept = marked.path.read_bytes()
     for data in (b"", b"a,b\n1,2\n", kept.replace(b"points", b"Punkte")):
         marked.path.write_bytes(data)
-        with pytest.raises(MarksError, match="nothing was overwritten"):
+        with pytest.raises(GradingError, match="nothing was overwritten"):
             marked()
         assert marked.path.read_bytes() == data
         arguments = [str(marked.folder), "--root", str(root), "--output", str(marked.path.parent), "--unsafe"]
@@ -103,7 +104,7 @@ def test_a_table_keeps_one_row_a_student_whatever_a_student_writes(tmp_path):
 
 
 def test_two_gradings_do_not_share_a_folder(tmp_path):
-    with only_one(tmp_path), pytest.raises(BusyError, match="another grading"), only_one(tmp_path):
+    with only_one(tmp_path), pytest.raises(GradingError, match="another grading"), only_one(tmp_path):
         pass
     with only_one(tmp_path):
         pass

@@ -24,13 +24,11 @@ from grading_course import (
 )
 
 from grading import cells
-from grading.course import Course
+from grading.course import Course, Question, read_plan
 from grading.intake import Submission, collect
 from grading.match import match
-from grading.pages import feedback_page, written_page
-from grading.plan import Question, read_plan
+from grading.pages import feedback_page, summary, written_page
 from grading.run import explain, grade_adapter_question
-from grading.summary import summary
 from scripts import grade
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="grading forks")

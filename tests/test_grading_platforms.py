@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from grading_course import judged, write_plain_course
 
+from grading import GradingError
 from grading.course import Course
-from grading.platforms import Export, WorksheetError, export, read_worksheet
-from grading.report import write_reports
+from grading.report import Export, export, read_worksheet, write_reports
 from grading.run import Graded
 from scripts import grade
 
@@ -80,7 +80,7 @@ def test_without_a_worksheet_none_of_an_earlier_run_is_left(course, worksheet, t
 def test_a_worksheet_in_another_language_needs_the_name_of_its_column(worksheet):
     text = WORKSHEET.replace(",Grade,", ",Bewertung,").replace("Participant", "Teilnehmer/in").replace(",", ";")
     worksheet.write_text(text, encoding="cp1252")
-    with pytest.raises(WorksheetError, match="Bewertung.*--moodle-grade"):
+    with pytest.raises(GradingError, match="Bewertung.*--moodle-grade"):
         read_worksheet(worksheet)
     assert read_worksheet(worksheet, "Bewertung").grade == 3
 
@@ -91,7 +91,7 @@ def test_what_is_no_worksheet_is_said_before_anything_is_graded(worksheet, cours
         worksheet.unlink()
     else:
         worksheet.write_text(text)
-    with pytest.raises(WorksheetError, match="worksheet"):
+    with pytest.raises(GradingError, match="worksheet"):
         read_worksheet(worksheet)
     options = [str(worksheet.parent), "--root", str(course.root), "--output", str(worksheet.parent / "out")]
     assert grade.main([*options, "--unsafe", "--moodle", str(worksheet)]) == 1

@@ -151,16 +151,13 @@ def test_variants_of_bert_are_counted(method, count):
     assert isinstance(attached.get_base_model(), BertForSequenceClassification)
 
 
-def test_a_missing_test_part_is_the_validation_part_and_train_gives_a_tenth():
+def test_a_missing_test_part_is_the_validation_part_and_the_majority_is_that_of_training():
     rows = DatasetDict(train=Dataset.from_dict({"x": range(20)}), validation=Dataset.from_dict({"x": range(90, 95)}))
     parts = with_test(rows)
     assert {name: list(part["x"]) for name, part in parts.items()} == {
         "train": list(range(18)), "validation": [18, 19], "test": list(range(90, 95)),
     }  # fmt: skip
     assert with_test(parts) is parts
-
-
-def test_majority_is_what_is_commonest_in_training():
     assert majority([1, 1, 0], [0, 0, 0, 1]).value == 0.25
 
 

@@ -1,4 +1,4 @@
-"""Cells in another order than from top to bottom: what a notebook needs for that, and what a NameError says.
+"""Cells in another order than from top to bottom: what a notebook needs for that, and what a restarted kernel says.
 
 The notebooks themselves are run so in tests/reorder.py (`make test-order`), which takes minutes.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import nbformat
 import order_rules
 import pytest
+from exercise_rules import names_set, names_used
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from notebook_rules import code_cells
-from reorder import compared_text, differences, setup_cell
+from reorder import compared_text, differences, error_of, setup_cell
 from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
-from utils.session import RUN_ABOVE, advise_on_missing_names
+from utils.session import RUN_ABOVE
 
 ALL = (*NOTEBOOKS, *EXTENSIONS)
 
@@ -25,19 +25,11 @@ def read(name: str) -> NotebookNode:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_cells_take_their_names_from_above(name: str) -> None:
-    assert order_rules.names_from_above(read(name)) == []
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_setup_cell_needs_no_other(name: str) -> None:
-    source = setup_cell(read(name)).source
-    assert order_rules.names_read(source) <= order_rules.names_made(source) | order_rules.KNOWN
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_cells_can_be_run_twice(name: str) -> None:
-    assert order_rules.can_run_twice(read(name)) == []
+def test_cells_take_their_names_from_above_and_can_be_run_twice(name: str) -> None:
+    notebook = read(name)
+    assert [*order_rules.names_from_above(notebook), *order_rules.can_run_twice(notebook)] == []
+    setup = setup_cell(notebook).source
+    assert names_used(setup) <= names_set(setup, imports=True) | order_rules.KNOWN
 
 
 def lesson(*sources: str) -> NotebookNode:
@@ -86,15 +78,6 @@ def test_a_name_from_below_is_found() -> None:
     assert order_rules.names_from_above(notebook) == ["a: no cell above makes 'y'"]
 
 
-def test_sources_are_the_last_cells_that_make_a_name() -> None:
-    above = code_cells(lesson("x, y = 1, 2", "x = 3", "z = 4"))
-    assert order_rules.sources_of(code_cells(lesson("w = x + y", "print(w, z)")), above) == {
-        "x": "b",
-        "y": "a",
-        "z": "c",
-    }
-
-
 def test_differences_are_those_that_nbval_would_find() -> None:
     def printed(text: str) -> list[NotebookNode]:
         return [new_output("stream", name="stdout", text=text)]
@@ -110,13 +93,14 @@ def test_differences_are_those_that_nbval_would_find() -> None:
     assert differences(cell, printed("two\n")) == []
 
 
-# --- the advice ---
+# --- the message --------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_name_comes_with_advice_and_other_errors_do_not() -> None:
+def test_a_restarted_kernel_says_what_to_run_and_leaves_other_errors_alone() -> None:
+    """The message is what is shown: code that catches a NameError, as the exercises' checks do, sees Python's."""
     sources = (
-        "from utils.session import advise_on_missing_names\nadvise_on_missing_names()\nadvise_on_missing_names()",
-        "print(tokenizer)",
+        "from utils.restarts import explain_missing_names\nexplain_missing_names()\nexplain_missing_names()",
+        next(cell.source for cell in read("02-Train.ipynb").cells if cell.id == "data"),
         "1 / 0",
         "def f():\n    x\n    x = 1\nf()",
         "try:\n    tokenizer\nexcept NameError as error:\n    assert str(error).endswith('is not defined')",
@@ -125,13 +109,8 @@ def test_a_missing_name_comes_with_advice_and_other_errors_do_not() -> None:
     NotebookClient(
         notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(ROOT)}}
     ).execute()
-    errors = [[o for o in cell.outputs if o.output_type == "error"] for cell in notebook.cells]
-    assert [found[0].ename if found else "" for found in errors] == [
-        "", "NameError", "ZeroDivisionError", "UnboundLocalError", "",
-    ]  # fmt: skip
-    advised = [bool(found) and RUN_ABOVE in "".join(found[0].traceback) for found in errors]
-    assert advised == [False, True, False, False, False]
-
-
-def test_nothing_happens_outside_a_notebook() -> None:
-    advise_on_missing_names()
+    start, lesson, other, local, caught = (error_of(cell.outputs) for cell in notebook.cells)
+    assert start is None and caught is None
+    assert lesson.startswith("NameError: name 'profile' is not defined. ") and RUN_ABOVE in lesson
+    assert other == "ZeroDivisionError: division by zero"
+    assert local.startswith("UnboundLocalError") and RUN_ABOVE not in local

