@@ -28,9 +28,9 @@ from bench.rows import Row, Sizes, own_process, processor_units, sizes
 from bench.training import profile_rows, training_rows
 from bench.use import generating_rows, memory_rows, mixed_rows, opening_rows, switching_rows
 from utils.config import ROOT
+from utils.generation import PROCESSOR_TIME
 from utils.gpu import pick_device
 from utils.runs import environment, read_json, write_json
-from utils.timing import PROCESSOR_TIME
 
 KEPT = ROOT / "assets" / "runs" / "bench.json"
 BUILD = ROOT / "build"

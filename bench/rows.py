@@ -14,9 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from utils.adapters import load_base
 from utils.config import PROFILES, Profile
+from utils.generation import Spread, ratios
 from utils.gpu import pick_device
 from utils.session import quiet, reuse_freed_memory
-from utils.timing import Spread, ratios
 
 Row = dict[str, object]
 PROFILE_OF: dict[str, Profile] = {"mini": PROFILES["mini"], "tiny": PROFILES["mini"], "124M": PROFILES["gpt2"]}

@@ -25,9 +25,9 @@ from bench.rows import PROFILE_OF, Row, Sizes, make_model, own_process, row, tok
 from utils.adapters import attach
 from utils.config import PROFILES
 from utils.data import load_reviews, select_reviews, to_blocks
+from utils.generation import interleave, now, seconds
 from utils.gpu import fast_bf16, pick_device
 from utils.sizes import inner_size
-from utils.timing import interleave, now, seconds
 from utils.training import training_arguments
 
 DOCUMENT_BATCH, DOCUMENT_RATE, DOCUMENT_LENGTH = 8, 8e-3, 128  # as in document 002

@@ -21,11 +21,9 @@ from study.cost import training_cost
 from utils.adapters import METHODS, attach, ia3_parameters
 from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
-from utils.generation import evaluation_mode, generate
+from utils.generation import PROCESSOR_TIME, evaluation_mode, generate, interleave, mixed_adapters, now, seconds
 from utils.gpu import pick_device
-from utils.mixed import mixed_adapters
 from utils.saving import AdapterLibrary, save_adapter
-from utils.timing import PROCESSOR_TIME, interleave, now, seconds
 
 SAMPLING = {name: PROFILES["mini"].sampling[name] for name in ("temperature", "top_p")}
 ADAPTERS = 8

@@ -18,11 +18,10 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from study.comparison import Bench
 from utils.adapters import MERGEABLE, attach, load_base, merge
 from utils.config import ASSETS, PROFILES, Profile
-from utils.generation import latency
+from utils.generation import interleave, latency, ratios, seconds
 from utils.gpu import PeakMemory, autocast
 from utils.runs import read_json
 from utils.sizes import count_parameters, saved_for_backward
-from utils.timing import interleave, ratios, seconds
 from utils.training import trainable_bytes
 
 Row = dict[str, str | float | int | None]

@@ -14,11 +14,11 @@ from study.records import rows_of
 from utils.adapters import load_base, scaling_vectors, set_scaling_vectors
 from utils.config import ASSETS, Profile
 from utils.data import PROMPTS, balanced_blocks
+from utils.evaluation import contrast, dial, strength_sweep
 from utils.generation import generate
 from utils.metrics import Estimate
 from utils.runs import write_json
 from utils.saving import AdapterLibrary
-from utils.steering import contrast, dial, strength_sweep
 
 
 def dial_header(profile: Profile, fingerprint: str) -> dict[str, object]:

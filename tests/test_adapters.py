@@ -9,7 +9,8 @@ from peft import IA3Config, get_peft_model
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from study.audit import counts
-from utils import adapters, steering
+from utils import adapters
+from utils import evaluation as steering
 from utils.adapters import METHODS, AdapterError, attach
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])

@@ -48,8 +48,6 @@ def on_a_cpu(monkeypatch, tmp_path):
     small = replace(PROFILES["mini"], batch_size=2, block_length=16)
     monkeypatch.setattr(bench_growth, "PROFILES", {"mini": small})
     monkeypatch.setitem(bench_training.PROFILE_OF, "tiny", small)
-    monkeypatch.setitem(bench_training.WHOLE, "tiny", 32)
-    monkeypatch.setattr(bench_training, "DOCUMENT_LENGTH", 16)
     monkeypatch.setattr(bench_main, "KEPT", tmp_path / "assets" / "runs" / "bench.json")
 
 
@@ -126,12 +124,15 @@ def test_a_process_of_ones_own_keeps_what_it_has_made():
     assert first == second != here == os.getpid()
 
 
-def test_shapes_have_the_sizes_of_their_names_and_an_aim_its_own_direction():
+def test_sizes_of_the_shapes_are_those_of_their_names():
     with torch.device("meta"):
         named = {n: GPT2LMHeadModel(shape_config(n)).num_parameters() for n in SHAPES if n.endswith("M")}
     assert named["124M"] == 124_439_808
     assert all(abs(count / 1e6 / int(name[:-1]) - 1) < 0.11 for name, count in named.items())
     assert sizes(quick=True) == TRIAL and sizes(quick=False).isolated
+
+
+def test_an_aim_is_reached_or_missed_in_its_own_direction():
     higher = row("a", "what", "against", [3.0], [1.0], unit="s", reach=2.5)
     lower = row("b", "what", "against", [3.0], [1.0], unit="s", reach=2.5, better="lower")
     assert reached(higher) is True and reached(lower) is False

@@ -1,4 +1,4 @@
-"""Judges kept as data, scores against slow references."""
+"""Judges kept as data, scores against slow references, intervals against known values."""
 
 import math
 from collections import Counter
@@ -12,11 +12,12 @@ from peft import IA3Config, get_peft_model
 from sklearn.linear_model import LogisticRegression
 from test_generation import ia3
 
+from utils import evaluation
 from utils import judges as judges_module
+from utils.adapters import AdapterError, attach
 from utils.config import ASSETS, PROFILES
 from utils.data import read_packaged_reviews, split_reviews
 from utils.evaluation import (
-    adapters_off,
     continuation_nats,
     diversity,
     evaluate_samples,
@@ -25,9 +26,9 @@ from utils.evaluation import (
     positivity,
     relevance,
 )
-from utils.generation import Sample, generate
+from utils.generation import Sample, adapters_off, generate
 from utils.judges import EvaluationError, Judge, cut_pieces, load_judges
-from utils.metrics import Estimate, wilson_interval
+from utils.metrics import Estimate, bootstrap_interval, wilson_interval
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +46,40 @@ def samples(tiny_model, tokenizer) -> list[Sample]:
     """Texts of different lengths, one of them empty."""
     written = generate(tiny_model, tokenizer, ["I saw", "A dull and empty film is"], samples=4, new_tokens=12)
     return [replace(s, text=s.text[: 3 + 5 * i]) for i, s in enumerate(written)] + [Sample("I saw", "", 0)]
+
+
+# Intervals
+
+
+def test_wilson_known_values():
+    """Newcombe (1998), table I: 81 of 263 and 0 of 20."""
+    many, none = wilson_interval(81, 263), wilson_interval(0, 20)
+    assert (many.low, many.high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(0.1611, abs=5e-5))
+    assert wilson_interval(20, 20).low == pytest.approx(1 - 0.1611, abs=5e-5) and wilson_interval(20, 20).high == 1
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 2), (-1, 2)])
+def test_impossible_shares_are_refused(counts):
+    with pytest.raises(EvaluationError, match="share"):
+        wilson_interval(*counts)
+
+
+def test_bootstrap_of_a_mean_agrees_with_its_standard_error():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    found, error = bootstrap_interval(values), 1.96 * values.std() / 20
+    assert found.value == pytest.approx(values.mean()) and found.n == 400
+    assert found.low == pytest.approx(values.mean() - error, abs=0.03)
+    assert found.high == pytest.approx(values.mean() + error, abs=0.03)
+
+
+def test_bootstrap_weighs_units_and_repeats_itself():
+    found = bootstrap_interval([2.0, 30.0], [1.0, 9.0])
+    assert (found.value, found.low, found.high) == (3.2, 2.0, pytest.approx(30 / 9))
+    assert bootstrap_interval([1, 2, 5], transform=np.exp) == bootstrap_interval([1, 2, 5], transform=np.exp)
+    assert bootstrap_interval([4.0]).low == 4.0 == bootstrap_interval([4.0]).high
+    with pytest.raises(EvaluationError, match="nothing to average"):
+        bootstrap_interval([])
 
 
 # Judges
@@ -159,6 +194,14 @@ def test_fluency_and_relevance_equal_a_slow_reference(tiny_model, tokenizer, sam
     assert nats == pytest.approx([value for value, _ in told], abs=1e-4) and counts.tolist() == [n for _, n in told]
 
 
+def test_the_scores_do_not_depend_on_how_many_positions_the_head_sees_at_a_time(
+    tiny_model, tokenizer, samples, monkeypatch
+):
+    whole = continuation_nats(samples, tiny_model, tokenizer)[0]
+    monkeypatch.setattr(evaluation, "POSITIONS", 7)
+    assert continuation_nats(samples, tiny_model, tokenizer)[0] == pytest.approx(whole, rel=1e-6)
+
+
 @pytest.mark.parametrize("pass_the", ["wrapper", "base"])
 def test_the_base_is_scored_without_its_adapters(tiny_model, tokenizer, samples, pass_the):
     """peft writes into the model it is given, so that `base` itself carries the adapter afterwards."""
@@ -177,7 +220,7 @@ def test_the_base_is_scored_without_its_adapters(tiny_model, tokenizer, samples,
 
 def test_a_base_with_a_merged_adapter_is_refused(tiny_model, tokenizer, samples):
     ia3(tiny_model).merge_adapter()
-    with pytest.raises(EvaluationError, match="merged"):
+    with pytest.raises(AdapterError, match="merged"):
         fluency(samples, tiny_model, tokenizer)
 
 
@@ -253,6 +296,15 @@ def test_held_out_loss_is_the_mean_over_predicted_tokens(tiny_model):
     assert found.value == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_held_out_loss_is_that_of_the_model_with_its_adapter(tiny_model, method):
+    model = attach(tiny_model, method).eval()
+    ids = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
+    blocks = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()}).with_format("torch")
+    expected = model(input_ids=ids, labels=ids).loss.item()
+    assert held_out_loss(model, blocks, batch_size=3).value == pytest.approx(expected, rel=1e-5)
+
+
 def test_held_out_loss_skips_masked_labels(tiny_model):
     ids = torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
@@ -261,7 +313,7 @@ def test_held_out_loss_skips_masked_labels(tiny_model):
     assert held_out_loss(tiny_model, blocks).value == pytest.approx(
         tiny_model(input_ids=ids, labels=labels).loss.item(), rel=1e-5
     )
-    with pytest.raises(ValueError, match="nothing to average"):
+    with pytest.raises(EvaluationError, match="nothing to average"):
         held_out_loss(tiny_model, blocks.select([]))
 
 

@@ -1,7 +1,7 @@
 """What the four notebooks teach with. Read it in the notebooks' order:
 
 01-Setup      `session` starts a notebook, `config` says which model and reviews, `gpu` what computes here,
-              `data` turns reviews into blocks, `sizes` counts parameters and bytes, `judges` and `evaluation` score text
+              `data` turns reviews into blocks, `sizes` counts numbers and bytes, `judges` and `evaluation` score text
 02-Train      `adapters` puts (IA)³ and its rivals on a model, `training` trains, `saving` writes and reads adapters
 03-Inference  `generation` writes text, `evaluation` has the strength dial
 04-Compare    `runs` keeps a run as one JSON, `metrics` has intervals and tables

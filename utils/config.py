@@ -43,6 +43,9 @@ class FrozenDict(dict):
         return type(self), (dict(self),)
 
 
+NUMBERS = {int: int, float: float, "int": int, "float": float}  # by a field's type, or its name
+
+
 class Settings:
     """Base of a frozen dataclass with the field `model` among others: mappings frozen, numbers checked."""
 
@@ -55,8 +58,8 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, field.name, FrozenDict(value))
-            if field.type in (int, float):
-                self._check_number(field.name, field.type, value)
+            if kind := NUMBERS.get(field.type):
+                self._check_number(field.name, kind, value)
 
     def _check_number(self, name: str, kind: type, value: object) -> None:
         """Raise ConfigError where `value` is not a number of its kind or out of its range."""
@@ -102,7 +105,7 @@ def override(profile: SettingsT, text: str) -> SettingsT:
 
     Raises ConfigError for an unknown field or a value that is no number of its kind.
     """
-    kinds = {field.name: field.type for field in fields(profile) if field.type in (int, float)}
+    kinds = {field.name: NUMBERS[field.type] for field in fields(profile) if field.type in NUMBERS}
     changes = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = (part.strip() for part in item.partition("="))
@@ -136,7 +139,7 @@ class Profile(Settings):
     train_reviews: int
     learning_rates: Mapping[str, float]  # by method; one rate for all would be unfair to (IA)³
     samples_per_prompt: int
-    warmup_ratio: float = 0.06  # share of the steps; the (IA)³ recipe, Liu et al. 2022, section 3.4
+    warmup_ratio: float = 0.06  # share of the steps, as Liu et al. 2022 train (IA)³, section 3.4
     seed: int = 0
     new_tokens: int = 60
     temperature: float = 0.8

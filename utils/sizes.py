@@ -25,7 +25,7 @@ PREFIX_TOKENS = 20
 FLOAT32 = 4  # bytes
 BOTTLENECK_SHARE = 12  # the bottleneck is a twelfth of the width: 64 on GPT-2
 
-# Parts of parameter names, the first that fits decides: GPT-2's, then those of BERT, T5 and BLOOM.
+# Parts of parameter names, the first that fits decides: GPT-2's, then those of other architectures.
 GROUPS = (
     ("wte", "token embedding"), ("wpe", "position embedding"), (".attn.", "attention"), (".mlp.", "feed-forward"),
     ("LayerNorm", "layer norms"), ("layernorm", "layer norms"), ("layer_norm", "layer norms"),
