@@ -8,13 +8,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from statistics import median
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from utils.adapters import load_base
 from utils.config import PROFILES, Profile
-from utils.generation import Spread, ratios
+from utils.generation import ratios
 from utils.gpu import pick_device
 from utils.session import quiet, reuse_freed_memory
 
@@ -66,7 +67,7 @@ def row(
     ratio = ratios(values, yardstick)
     return {
         "name": name, "what": what, "against": against, "unit": unit, "better": better, "reach": reach,
-        "value": Spread.of(values).median, "yardstick": Spread.of(yardstick).median,
+        "value": median(values), "yardstick": median(yardstick),
         "ratio": ratio.median, "low": ratio.low, "high": ratio.high, "rounds": len(values), "settings": settings,
     }  # fmt: skip
 

@@ -6,52 +6,51 @@ import json
 import os
 from dataclasses import replace
 
-import bench.growth as bench_growth
 import pytest
 import torch
 from PIL import Image
-from readme_numbers import bench_part
-from transformers import GPT2LMHeadModel
+from readme import bench_part
 
 import bench.__main__ as bench_main
 import bench.training as bench_training
 import bench.use as bench_use
-from bench.report import reached
-from bench.rows import QUICK, SHAPES, Sizes, make_model, own_process, row, shape_config, sizes, unmeasured
+from bench.report import NO_GPU, reached
+from bench.rows import PROFILE_OF, make_model, own_process, row, sizes
 from bench.training import profile_rows, training_rows
 from bench.use import (
-    AGAINST,
-    course_imports,
     endless,
     first_cells,
     generating_rows,
-    latency_rows,
+    library_texts,
     memory_rows,
     mixed_rows,
     opening_rows,
     process_seconds,
-    prompts,
     switching_rows,
 )
-from exercises.inference import one_by_one
 from utils.config import PROFILES, ROOT
+from utils.data import PROMPTS
 from utils.runs import read_json, write_json
 
-TRIAL = Sizes(**QUICK)
+TRIAL = sizes(quick=True)["tiny"]
 
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch, tmp_path):
-    """No GPU, small batches, and a folder of one's own for what the course caches."""
+    """No GPU, small batches, and folders of one's own for what is cached, built and kept."""
     monkeypatch.setenv("LAB_DEVICE", "cpu")
     monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
-    small = replace(PROFILES["mini"], batch_size=2, block_length=16)
-    monkeypatch.setattr(bench_growth, "PROFILES", {"mini": small})
-    monkeypatch.setitem(bench_training.PROFILE_OF, "tiny", small)
+    monkeypatch.setitem(PROFILE_OF, "tiny", replace(PROFILES["mini"], batch_size=2, block_length=16))
+    monkeypatch.setitem(bench_training.WHOLE, "tiny", 32)
+    monkeypatch.setattr(bench_training, "DOCUMENT_LENGTH", 16)
+    monkeypatch.setattr(bench_training, "positive_reviews", lambda count: ["A film, and a good one, I think."] * count)
     monkeypatch.setattr(bench_main, "KEPT", tmp_path / "assets" / "runs" / "bench.json")
+    monkeypatch.setattr(bench_main, "BUILD", tmp_path / "build")
+    for made in (bench_training.course_trainer, bench_training.document_parts):
+        made.cache_clear()
 
 
-PARTS = (training_rows, generating_rows, latency_rows, switching_rows, mixed_rows, memory_rows, profile_rows)
+PARTS = (training_rows, generating_rows, switching_rows, mixed_rows, memory_rows, profile_rows)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
@@ -65,54 +64,34 @@ def test_every_part_gives_ratios_with_their_spread(part):
 
 
 def test_the_documents_loop_pads_and_counts_no_padding(monkeypatch):
-    monkeypatch.setattr(
-        bench_training, "positive_reviews", lambda _: ["A film.", "A much longer film, and a better one."]
-    )
-    bench_training.document_parts.cache_clear()
+    texts = ["A film.", "A much longer film, and a better one."]
+    monkeypatch.setattr(bench_training, "positive_reviews", lambda _: texts)
     *_, stream = bench_training.document_parts("tiny", 32, 2)
     batch = next(stream)
     assert batch["input_ids"].shape == (2, 32)
     assert torch.equal(batch["labels"] != -100, batch["attention_mask"].bool())
     monkeypatch.setattr(bench_training, "seconds", lambda run: run() or 2.0)
     assert bench_training.document_rate("tiny", 32, 3, 2) == 3 * int(batch["attention_mask"].sum()) / 2.0
-    bench_training.document_parts.cache_clear()
 
 
-def test_both_ways_of_writing_write_all_that_was_asked_for():
+def test_the_librarys_way_of_writing_writes_all_that_was_asked_for():
     model = endless(make_model("tiny"))
-    written = one_by_one(model, prompts(2), 5)
-    assert len(written) == 2
+    assert len(library_texts(model, 2, 5)) == 2 * len(PROMPTS)
     with torch.no_grad():
         ids = model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=7, do_sample=True, pad_token_id=0)
     assert ids.shape == (1, 8)
 
 
-def test_a_notebooks_first_result_is_its_first_cell_with_output():
+def test_opening_is_timed_up_to_the_first_result_in_fresh_processes(monkeypatch):
     code = first_cells(ROOT / "02-Train.ipynb")
     assert "setup_notebook()" in code and "ia3_config" not in code
-    assert {"utils.training", "utils.adapters"} <= set(course_imports().removeprefix("import ").split(", "))
-
-
-def test_opening_is_timed_in_fresh_processes(monkeypatch):
-    monkeypatch.setattr(bench_use, "YARDSTICKS", {"bare": "import math", "libraries": "import json"})
-    monkeypatch.setattr(bench_use, "opening_programs", lambda: {"something": ("import math, json", "bare")})
-    (line,) = opening_rows(TRIAL)
-    assert line["name"] == "opening-something" and line["better"] == "lower" and line["ratio"] > 0
-    assert set(dict(bench_use.opening_programs()).popitem()[1][1:]) <= set(AGAINST)
+    monkeypatch.setattr(bench_use, "LIBRARIES", "import math")
+    monkeypatch.setattr(bench_use, "first_cells", lambda notebook: "import math, json")
+    lines = opening_rows(TRIAL)
+    assert [line["name"] for line in lines] == ["opening-01", "opening-02", "opening-03", "opening-04"]
+    assert all(line["better"] == "lower" and line["ratio"] > 0 for line in lines)
     with pytest.raises(RuntimeError, match="NameError"):
         process_seconds("nothing_of_this_name")
-
-
-def test_a_busy_machine_is_measured_by_processor_time(stand_ins, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_main.os, "environ", dict(os.environ))
-    before = torch.get_num_threads()
-    try:
-        run(tmp_path, "--one-thread")
-        assert torch.get_num_threads() == 1 and bench_main.os.environ["OMP_NUM_THREADS"] == "1"
-    finally:
-        torch.set_num_threads(before)
-    record = read_json(tmp_path / "bench.json")
-    assert record["hardware"]["threads"] == 1 and "one thread" in (tmp_path / "bench.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow  # a fresh process imports the libraries
@@ -124,114 +103,84 @@ def test_a_process_of_ones_own_keeps_what_it_has_made():
     assert first == second != here == os.getpid()
 
 
-def test_sizes_of_the_shapes_are_those_of_their_names():
-    with torch.device("meta"):
-        named = {n: GPT2LMHeadModel(shape_config(n)).num_parameters() for n in SHAPES if n.endswith("M")}
-    assert named["124M"] == 124_439_808
-    assert all(abs(count / 1e6 / int(name[:-1]) - 1) < 0.11 for name, count in named.items())
-    assert sizes(quick=True) == TRIAL and sizes(quick=False).isolated
-
-
 def test_an_aim_is_reached_or_missed_in_its_own_direction():
+    assert make_model("124M").num_parameters() == 124_439_808
     higher = row("a", "what", "against", [3.0], [1.0], unit="s", reach=2.5)
     lower = row("b", "what", "against", [3.0], [1.0], unit="s", reach=2.5, better="lower")
     assert reached(higher) is True and reached(lower) is False
     assert reached(row("c", "what", "against", [3.0], [1.0], unit="s")) is None
-    assert reached(unmeasured("d", "what", "against", "no CUDA here")) is None
 
 
-class Parts:
-    """Stand-ins for the parts, which count how often they are measured and fail while they are told to."""
+class StandIns:
+    """Two parts in the place of the real ones, which count how often they are measured; the second may fail."""
 
     def __init__(self) -> None:
         self.ran, self.broken = [], False
 
-    def make(self, name: str):
-        def part():
-            self.ran.append(name)
-            if self.broken and name == "second":
-                raise ValueError("no such kernel")
-            if name == "cuda-third":
-                return [unmeasured(name, "something", "something else", "no CUDA here")]
-            return [row(name, f"the {name} thing", "another", [3.0, 4.0], [2.0, 2.0], unit="s", reach=1.5)]
+    def parts(self, by_model: dict) -> dict:
+        return {name: lambda name=name: self.measure(name) for name in ("first", "second")}
 
-        return part
+    def measure(self, name: str) -> list[dict]:
+        self.ran.append(name)
+        if self.broken and name == "second":
+            raise ValueError("no such kernel")
+        return [row(name, f"the {name} thing", "another", [3.0, 4.0], [2.0, 2.0], unit="s", reach=1.5)]
 
 
 @pytest.fixture
-def stand_ins(monkeypatch) -> Parts:
-    """Three parts in the place of the real ones."""
-    made = Parts()
-    monkeypatch.setattr(bench_main, "parts", lambda _: {n: made.make(n) for n in ("first", "second", "cuda-third")})
-    monkeypatch.setattr(bench_main, "growth", lambda _: {}, raising=False)
+def stand_ins(monkeypatch) -> StandIns:
+    made = StandIns()
+    monkeypatch.setattr(bench_main, "parts", made.parts)
     return made
 
 
-def run(folder, *options: str) -> int:
-    return bench_main.main(["--quick", "--folder", str(folder), *options])
-
-
-def test_an_interrupted_run_goes_on_and_what_failed_is_tried_again(stand_ins, tmp_path, capsys):
+def test_an_interrupted_run_goes_on_where_it_was_and_never_with_another_machines(stand_ins, tmp_path):
+    path = tmp_path / "build" / "bench-quick" / "bench.json"
     stand_ins.broken = True
-    assert run(tmp_path) == 0
-    captured = capsys.readouterr()
-    assert "second: failed: ValueError: no such kernel" in captured.err and "the first thing" in captured.out
-    assert "not measured: cuda-third" in captured.out
+    with pytest.raises(ValueError, match="no such kernel"):
+        bench_main.main(["--quick"])
     stand_ins.broken, stand_ins.ran = False, []
-    run(tmp_path)
-    assert stand_ins.ran == ["second"]
-    assert read_json(tmp_path / "bench.json")["rows"]["second"][0]["ratio"] == 1.75
-    run(tmp_path, "--only", "fir")
+    bench_main.main(["--quick"])
+    assert stand_ins.ran == ["second"] and read_json(path)["rows"]["second"][0]["ratio"] == 1.75
+    bench_main.main(["--quick", "--only", "fir"])
     assert stand_ins.ran == ["second", "first"]
+    record = read_json(path)
+    write_json(path, record | {"hardware": record["hardware"] | {"cores": 1000}})
+    bench_main.main(["--quick"])
+    assert stand_ins.ran == ["second", "first", "first", "second"]
 
 
-def test_a_record_of_another_machine_is_not_mixed_in(stand_ins, tmp_path, capsys):
-    run(tmp_path)
-    record = read_json(tmp_path / "bench.json")
-    write_json(tmp_path / "bench.json", record | {"hardware": record["hardware"] | {"cores": 1000}})
-    stand_ins.ran = []
-    run(tmp_path)
-    assert len(stand_ins.ran) == 3 and "begun anew" in capsys.readouterr().out
+def test_a_busy_machine_is_measured_by_processor_time(stand_ins, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_main.os, "environ", dict(os.environ))
+    before = torch.get_num_threads()
+    try:
+        bench_main.main(["--quick", "--one-thread"])
+        assert torch.get_num_threads() == 1 and bench_main.os.environ["OMP_NUM_THREADS"] == "1"
+    finally:
+        torch.set_num_threads(before)
+    folder = tmp_path / "build" / "bench-quick"
+    assert read_json(folder / "bench.json")["hardware"]["threads"] == 1
+    assert "one thread" in (folder / "bench.txt").read_text(encoding="utf-8")
+    assert "2 of 2 aims reached" in Image.open(folder / "bench.png").info["Description"]
 
 
-def test_figures_carry_their_alt_text(stand_ins, tmp_path):
-    run(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.png")} == {"bench.png"}
-    alts = dict(line.split(": ", 1) for line in (tmp_path / "alt.txt").read_text(encoding="utf-8").splitlines())
-    for path in tmp_path.glob("*.png"):
-        assert Image.open(path).info["Description"] == alts[path.name]
-    assert "2 of 2 aims reached" in alts["bench.png"]
-
-
-def test_only_a_whole_run_is_kept(stand_ins, tmp_path, monkeypatch):
+def test_only_a_whole_run_is_kept_and_the_pages_quote_it(stand_ins, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="tiny sizes"):
-        run(tmp_path, "--keep")
-    monkeypatch.setattr(bench_main, "sizes", lambda _: TRIAL)
-    whole = ["--folder", str(tmp_path / "whole"), "--keep"]
-    stand_ins.broken = True
-    with pytest.raises(SystemExit, match="failed: second"):
-        bench_main.main(whole)
-    stand_ins.broken = False
-    write_json(bench_main.KEPT, {"cuda": {"rows": {}}})
-    assert bench_main.main(whole) == 0
+        bench_main.main(["--quick", "--keep"])
+    monkeypatch.setattr(bench_main, "sizes", lambda quick: {"tiny": TRIAL})
+    with pytest.raises(SystemExit, match="second not measured yet"):
+        bench_main.main(["--keep", "--only", "first"])
+    write_json(bench_main.KEPT, {"other": read_json(tmp_path / "build" / "bench" / "bench.json")})
+    bench_main.main(["--keep"])
     kept = read_json(bench_main.KEPT)
-    assert kept["cuda"] == {"rows": {}} and kept["cpu"]["rows"]["first"][0]["ratio"] == 1.75
-
-
-def test_readme_quotes_what_was_kept(stand_ins, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_main, "sizes", lambda _: TRIAL)
-    bench_main.main(["--folder", str(tmp_path / "whole"), "--keep"])
-    monkeypatch.setattr(bench_main, "parts", lambda _: {"later": None, "first": None})
-    bench_main.keep(read_json(tmp_path / "whole" / "bench.json"), TRIAL)
+    assert len(kept["other"]["rows"]) == 1 and kept["cpu"]["rows"]["first"][0]["ratio"] == 1.75
     text = bench_part(tmp_path / "assets")
-    assert "| later |  | not measured: not run yet |" in text
-    assert "| the first thing | another | 1.75 (1.5 to 2) | 1.5 or more: reached |" in text
-    assert "something" not in text and "**CUDA**: not measured." in text
-    assert bench_part(tmp_path).count("not measured") == 2
+    assert "| the first thing | another | 1.75 (1.5 to 2) | 1.5 or more: reached |" in text and text.endswith(NO_GPU)
+    assert "not measured" in bench_part(tmp_path)
 
 
 def test_the_real_parts_have_names_of_their_own():
-    names = list(bench_main.parts(TRIAL))
-    assert len(set(names)) == len(names) and {"opening", "training-tiny", "cuda-profile"} <= set(names)
-    (line,) = bench_main.parts(TRIAL)["cuda-profile"]()
-    assert line["reason"] == "not measured: no CUDA here"
+    by_model = sizes(quick=False)
+    assert all(scale.isolated for scale in by_model.values())
+    assert {"opening", "generating-mini", "training-124M", "memory-mini"} <= bench_main.parts(by_model).keys()
+    assert "profile-124M" not in bench_main.parts(by_model)  # it needs a GPU
