@@ -161,19 +161,6 @@ def exercises_part(_assets: Path) -> str:
     )
 
 
-def grading_part(assets: Path) -> str:
-    """What grading a class costs, by `bench_grading.py --keep`."""
-    record = read_json(assets / "runs" / "grading.json")
-    if not record:
-        return "Minutes and memory of a class: not measured.\n"
-    fixed, each = record["fixed_seconds"], record["seconds_each"]
-    minutes = " and ".join(f"{(fixed + n * each) / 60:.0f} minutes for {n} submissions" for n in (100, 300))
-    return (
-        f"On {record['hardware']['cores']} CPU cores: {fixed / 60:.0f} minutes once, to bring the notebooks to their "
-        f"tests, then {each:.1f} s a submission: {minutes}. Memory at most: {record['memory_bytes'] / 2**30:.1f} GB.\n"
-    )
-
-
 def bench_part(assets: Path) -> str:
     """For a CPU and for CUDA: the benchmark's lines with an aim, and memory, by `bench.py --keep`."""
     kept = read_json(assets / "runs" / "bench.json")
@@ -216,7 +203,7 @@ def notebooks_part(assets: Path) -> str:
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "dial": dial_part, "notebooks": notebooks_part, "base": base_part, "runs": runs_part,
-    "audit": audit_part, "exercises": exercises_part, "grading": grading_part,
+    "audit": audit_part, "exercises": exercises_part,
     "labs": labs_part,
     "bench": bench_part,
     "sizes": sizes_part, "sharding": sharding_part, "tasks": tasks_part,
