@@ -2,6 +2,7 @@
 #   make course      set everything up, replay the four notebooks into build/course (NOTEBOOKS="02 03" for some of them)
 #   make lab         set up, open JupyterLab
 #   make test        set up, check the notebooks, run the unit tests, replay the notebooks comparing their outputs
+#   make test-slow   set up, run the tests of more than 10 s each, which make test leaves out: kills, real grading
 #   make test-order  set up, run every cell of the four notebooks twice, and each section alone after a restart (ORDER="-k 02")
 #   make test-gpu    set up, require CUDA, replay with the gpt2 profile: the notebooks' asserts, and the outputs that hold
 #                    for every profile
@@ -35,8 +36,8 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
 REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
 
-.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-notebooks test-order test-gpu train-distributed \
-	refresh lint format audit student grade bench
+.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-slow test-notebooks test-order test-gpu \
+	train-distributed refresh lint format audit student grade bench
 
 course: env
 	$(REPLAYED) $(RUN) scripts/replay.py $(NOTEBOOKS)
@@ -66,7 +67,10 @@ test: env
 	$(MAKE) --no-print-directory test-notebooks
 
 test-unit: env
-	$(RUN) -m pytest tests --ignore=tests/test_notebooks_static.py --cov=utils --cov-fail-under=90
+	$(RUN) -m pytest tests -m "not slow" --ignore=tests/test_notebooks_static.py --cov=utils --cov-fail-under=90
+
+test-slow: env
+	$(RUN) -m pytest tests -m slow
 
 test-notebooks: env
 	$(REPLAYED) $(MINI) $(NBVAL) --nbval $(NOTEBOOKS) --junitxml build/replay.xml

@@ -1,7 +1,4 @@
-"""What the parts of the benchmark share: a row, the sizes, models of a shape, reviews, a process of one's own.
-
-For: `bench.py` and the modules `bench_*.py` beside it. Not for: measuring.
-"""
+"""What the parts of the benchmark share: a row, how much is measured, models, a process of one's own."""
 
 from __future__ import annotations
 
@@ -11,77 +8,43 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from utils.adapters import load_base
-from utils.config import PROFILES
-from utils.data import load_reviews, read_packaged_reviews, select_reviews
+from utils.config import PROFILES, Profile
+from utils.generation import Spread, ratios
 from utils.gpu import pick_device
-from utils.timing import Spread, ratios
+from utils.session import quiet, reuse_freed_memory
 
 Row = dict[str, object]
-MINI = PROFILES["mini"]
-NOT_MEASURED = "not measured"
-# (layers, width, heads, vocabulary): the embedded model's relatives, then GPT-2's four sizes (Radford et al. 2019)
-SHAPES = {
-    "tiny": (2, 32, 2, 8192),
-    "5M": (4, 256, 4, 8192),
-    "7M": (6, 256, 4, 8192),
-    "21M": (8, 416, 8, 8192),
-    "51M": (12, 576, 9, 8192),
-    "124M": (12, 768, 12, 50257),
-    "355M": (24, 1024, 16, 50257),
-    "774M": (36, 1280, 20, 50257),
-    "1558M": (48, 1600, 25, 50257),
-}
+PROFILE_OF: dict[str, Profile] = {"mini": PROFILES["mini"], "tiny": PROFILES["mini"], "124M": PROFILES["gpt2"]}
+SHAPES = {"tiny": (2, 32, 2, 8192), "124M": (12, 768, 12, 50257)}  # layers, width, heads, vocabulary
+UNITS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "bf16", "sve_bf16")  # of x86, then of ARM
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured; `rounds` of every interleaved run, and `steps` of training a turn."""
+    """How much is measured of one model; `rounds` of every interleaved run, `steps` of training a turn."""
 
-    models: tuple[str, ...] = ("mini", "124M")
     rounds: int = 5
-    rounds_large: int = 2  # for what takes many seconds a turn
     steps: int = 4
-    steps_large: int = 1
-    reviews: int = MINI.train_reviews
-    prompts: int = 64
+    reviews: int = PROFILES["mini"].train_reviews
+    samples: int = 16  # of each of the course's prompts
     new_tokens: int = 60
-    products: tuple[int, ...] = (1024, 2048)
-    growth_models: tuple[str, ...] = ("5M", "7M", "21M", "51M", "124M")
-    growth_tokens: int = 1024
-    lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    residents: tuple[int, ...] = (1, 4, 16, 64, 256)
-    isolated: bool = True  # each measurement in a fresh process
-
-    def turns(self, model: str) -> tuple[int, int]:
-        """(rounds, training steps a turn) for this model: fewer for GPT-2's size."""
-        small = model in ("mini", "tiny") or torch.cuda.is_available()
-        return (self.rounds, self.steps) if small else (self.rounds_large, self.steps_large)
+    products: tuple[int, ...] = (1024, 2048)  # sizes of the square products, the fastest of which is the yardstick
+    isolated: bool = True  # training in processes of its own
 
 
-ON_CUDA = {
-    "products": (4096, 8192), "growth_models": tuple(name for name in SHAPES if name != "tiny"), "growth_tokens": 8192,
-    "lengths": (128, 256, 512, 1024, 2048, 4096), "batches": (1, 4, 16, 64, 128), "rounds": 7, "steps": 20,
-    "residents": (1, 4, 16, 64, 256, 1024),
-}  # fmt: skip
-QUICK = {
-    "models": ("tiny",), "rounds": 1, "rounds_large": 1, "steps": 2, "steps_large": 2, "reviews": 24, "prompts": 2,
-    "new_tokens": 3, "products": (32,), "growth_models": ("tiny",), "growth_tokens": 32, "lengths": (16, 32),
-    "batches": (1, 2), "residents": (1, 2), "isolated": False,
-}  # fmt: skip
-
-
-def sizes(quick: bool) -> Sizes:
-    """Those of this machine, or those of a trial run."""
+def sizes(quick: bool) -> dict[str, Sizes]:
+    """By model: what takes minutes on this machine, or seconds for a trial."""
     if quick:
-        return Sizes(**QUICK)
-    return Sizes(**(ON_CUDA if pick_device().type == "cuda" else {}))
+        small = {"rounds": 1, "steps": 2, "reviews": 24, "samples": 1, "new_tokens": 3, "products": (32,)}
+        return {"tiny": Sizes(**small, isolated=False)}
+    if pick_device().type == "cuda":
+        return dict.fromkeys(("mini", "124M"), Sizes(rounds=7, steps=20, products=(4096, 8192)))
+    return {"mini": Sizes(), "124M": Sizes(rounds=2, steps=1, samples=1)}
 
 
 def row(
@@ -108,70 +71,40 @@ def row(
     }  # fmt: skip
 
 
-def unmeasured(name: str, what: str, against: str, reason: str) -> Row:
-    """The line of something that this machine cannot measure."""
-    return {"name": name, "what": what, "against": against, "ratio": None, "reason": f"{NOT_MEASURED}: {reason}"}
-
-
-def reached(line: Row) -> bool | None:
-    """Whether the ratio is as good as was aimed at; None where nothing was aimed at, or measured."""
-    if line["ratio"] is None or line["reach"] is None:
-        return None
-    return line["ratio"] >= line["reach"] if line["better"] == "higher" else line["ratio"] <= line["reach"]
-
-
-def shape_config(shape: str, positions: int = 1024) -> GPT2Config:
-    """GPT-2 of this shape without dropout, with the fused GELU of the embedded model."""
-    layers, width, heads, vocabulary = SHAPES[shape]
-    return GPT2Config(
-        n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, n_positions=positions, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh", bos_token_id=0, eos_token_id=0,
-        loss_type="ForCausalLM",
-    )  # fmt: skip
-
-
-def make_model(shape: str, positions: int = 1024, attention: str = "sdpa") -> GPT2LMHeadModel:
+def make_model(shape: str) -> GPT2LMHeadModel:
     """The embedded model for "mini", else random weights of this shape; on the session's device, evaluation mode."""
     if shape == "mini":
-        return load_base(MINI)[0]
+        return load_base(PROFILES["mini"])[0]
     torch.manual_seed(0)
-    config = shape_config(shape, positions)
-    config._attn_implementation = attention
+    layers, width, heads, vocabulary = SHAPES[shape]
+    config = GPT2Config(
+        n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, activation_function="gelu_pytorch_tanh", bos_token_id=0, eos_token_id=0,
+        loss_type="ForCausalLM",
+    )  # fmt: skip
     return GPT2LMHeadModel(config).to(pick_device()).eval()
 
 
 @cache
 def tokenizer() -> PreTrainedTokenizerBase:
     """The embedded model's, for every shape: what is timed is the number of tokens."""
-    return load_base(MINI, "cpu")[1]
-
-
-def positive_reviews(count: int) -> list[str]:
-    """The first `count` positive reviews that adapters train on; of a few, whichever come first in the file."""
-    if count < 100:
-        return [review["text"] for review in islice((r for r in read_packaged_reviews() if r["label"]), count)]
-    return list(select_reviews(load_reviews(MINI)["adapter"], "positive", count)["text"])
-
-
-Call = Callable[..., object]  # call(function, *arguments, **options)
+    return load_base(PROFILES["mini"], "cpu")[1]
 
 
 @contextmanager
-def own_process(isolated: bool = True) -> Iterator[Call]:
+def own_process(isolated: bool = True) -> Iterator[Callable[..., object]]:
     """Yields `call(function, ...)`, which runs a module's function in one fresh process: its memory and its settings
     are its own, and what it keeps in a `functools.cache` is there at the next call. Not `isolated`: runs it here."""
     if not isolated:
-        yield lambda function, *arguments, **options: function(*arguments, **options)
+        yield lambda function, *arguments: function(*arguments)
         return
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(quiet_process).result()
-        yield lambda function, *arguments, **options: pool.submit(partial(function, *arguments, **options)).result()
+        pool.submit(quiet).result()
+        pool.submit(reuse_freed_memory).result()  # as a notebook does at its start
+        yield lambda function, *arguments: pool.submit(partial(function, *arguments)).result()
 
 
-def quiet_process() -> None:
-    """What a notebook does at its start, the profile apart."""
-    from utils.config import quiet
-    from utils.memory import reuse_freed_memory
-
-    quiet()
-    reuse_freed_memory()
+def processor_units() -> str:
+    """The processor's units for vectors and matrices that decide how fast it multiplies, in words."""
+    has = torch.cpu.get_capabilities()
+    return ", ".join(unit for unit in UNITS if has.get(unit)) or "none that PyTorch names"

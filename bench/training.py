@@ -3,7 +3,6 @@
 The document's loop is written from its idea: every review padded to `max_length` and cut there, float32, one batch
 after the other with AdamW and a linear decay. The course: whole reviews packed into blocks, the Trainer with its own
 arguments, bfloat16 where the processor multiplies it natively. Both train peft's (IA)³ on the same reviews.
-Not for: quality.
 """
 
 from __future__ import annotations
@@ -22,18 +21,20 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, Trainer, TrainerCallback, default_data_collator, get_linear_schedule_with_warmup
 from transformers.trainer_callback import PrinterCallback
 
-from bench.rows import Row, Sizes, make_model, own_process, positive_reviews, row, tokenizer
+from bench.rows import PROFILE_OF, Row, Sizes, make_model, own_process, row, tokenizer
 from utils.adapters import attach
 from utils.config import PROFILES
-from utils.counts import inner_size
-from utils.data import to_blocks
+from utils.data import load_reviews, select_reviews, to_blocks
+from utils.generation import interleave, now, seconds
 from utils.gpu import fast_bf16, pick_device
-from utils.timing import interleave, now, seconds
+from utils.sizes import inner_size
 from utils.training import training_arguments
 
 DOCUMENT_BATCH, DOCUMENT_RATE, DOCUMENT_LENGTH = 8, 8e-3, 128  # as in document 002
 WHOLE = {"mini": 256, "tiny": 256, "124M": 512}  # tokens: the context of the small ones; most whole reviews
-PROFILE_OF = {"mini": PROFILES["mini"], "tiny": PROFILES["mini"], "124M": PROFILES["gpt2"]}
+GAIN = {"bf16": 2.5, "float32": 1.0}  # aims: over the document's loop,
+MATRIX_RATE = {"mini": 0.45, "tiny": 0.45, "124M": 0.6}  # and of the machine's matrix products
+PROFILE_SECONDS = 60.0  # aim for the training of the whole gpt2 profile on one H200
 
 
 class Clock(TrainerCallback):
@@ -59,17 +60,22 @@ class Clock(TrainerCallback):
 
 
 @cache
+def positive_reviews(count: int) -> list[str]:
+    """The first `count` positive reviews that adapters train on."""
+    return list(select_reviews(load_reviews(PROFILES["mini"])["adapter"], "positive", count)["text"])
+
+
+@cache
 def course_trainer(model: str, bf16: bool, steps: int, reviews: int) -> tuple[Trainer, Clock]:
     """A Trainer as `utils.training.train` makes it, without the evaluations and checkpoints that the loop has not."""
     profile, clock = PROFILE_OF[model], Clock()
     peft_model = attach(make_model(model), "ia3").train()
-    texts = Dataset.from_dict({"text": positive_reviews(reviews)})
     arguments = training_arguments(
         profile, Path(tempfile.gettempdir()), pick_device(), learning_rate=profile.learning_rates["ia3"], steps=steps,
         seed=0,
     )  # fmt: skip
     arguments = replace(arguments, bf16=bf16, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
-    blocks = to_blocks(texts, tokenizer(), profile.block_length)
+    blocks = to_blocks(Dataset.from_dict({"text": positive_reviews(reviews)}), tokenizer(), profile.block_length)
     trainer = Trainer(model=peft_model, args=arguments, train_dataset=blocks, callbacks=[clock])
     trainer.remove_callback(PrinterCallback)
     return trainer, clock
@@ -79,15 +85,13 @@ def course_rate(model: str, bf16: bool, steps: int, reviews: int) -> float:
     """Tokens a second of `steps` optimiser steps of the course's training; every token is a useful one."""
     trainer, clock = course_trainer(model, bf16, steps, reviews)
     trainer.train()
-    profile = PROFILE_OF[model]
-    return (len(clock.times) - 1) * profile.tokens_per_step / (clock.times[-1] - clock.times[0])
+    return (len(clock.times) - 1) * PROFILE_OF[model].tokens_per_step / (clock.times[-1] - clock.times[0])
 
 
 @cache
 def document_parts(model: str, max_length: int, reviews: int) -> tuple:
     """Model, optimiser, schedule and an endless stream of padded batches."""
-    tok = tokenizer()
-    encoded = tok(positive_reviews(reviews), max_length=max_length, padding="max_length", truncation=True)
+    encoded = tokenizer()(positive_reviews(reviews), max_length=max_length, padding="max_length", truncation=True)
     labels = [
         [i if kept else -100 for i, kept in zip(ids, mask, strict=True)]
         for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
@@ -109,8 +113,7 @@ def document_rate(model: str, max_length: int, steps: int, reviews: int) -> floa
         nonlocal useful
         for batch in islice(stream, steps):
             batch = {name: tensor.to(peft_model.device) for name, tensor in batch.items()}
-            loss = peft_model(**batch).loss
-            loss.backward()
+            peft_model(**batch).loss.backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -120,100 +123,78 @@ def document_rate(model: str, max_length: int, steps: int, reviews: int) -> floa
     return useful / elapsed
 
 
+def product_rate(size: int, dtype: torch.dtype, repeats: int = 3) -> float:
+    """FLOPs a second of the product of two (size, size) matrices: `repeats` of them, after one that warms up."""
+    left, right = (torch.randn(size, size, device=pick_device()).to(dtype) for _ in range(2))
+    out = left @ right
+    return 2 * size**3 * repeats / seconds(lambda: [torch.mm(left, right, out=out) for _ in range(repeats)])
+
+
 @cache
-def yardstick_size(dtype: torch.dtype, sizes: tuple[int, ...]) -> int:
-    """The square product with this machine's highest rate; looked for once."""
-    return best_size(dtype, pick_device(), sizes)
+def best_size(dtype: torch.dtype, sizes: tuple[int, ...]) -> int:
+    """Which of `sizes` gives the highest rate of square products; looked for once."""
+    return max(sizes, key=lambda size: product_rate(size, dtype))
 
 
-def product_rate(dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
-    """FLOPs a second of the machine's best square product in `dtype`."""
-    size = yardstick_size(dtype, sizes)
-    return product_flops(size) / product_seconds(size, dtype, pick_device())
+def best_rate(dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
+    """FLOPs a second of the machine's best square product: the yardstick."""
+    return product_rate(best_size(dtype, sizes), dtype)
+
+
+def training_flops(config: GPT2Config, length: int) -> int:
+    """FLOPs a token of a forward and backward pass of (IA)³ on rows of `length` tokens: 4 a weight + 12 L d `length`.
+
+    Weights: L (4 d² + 2 d m) in the blocks, V d in the tied head; embeddings, norms and biases are looked up or added.
+    PaLM's count (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) has 6 a weight, of which 2 are the gradient of
+    the weights themselves; frozen ones need none, but the gradient of the activations must still pass through them.
+    Attention's two products have no weights: 4 L d `length` forward, twice that backward; the causal half is not taken
+    off, as in PaLM. The first layer's gradient of its input, which is not needed, is left in (under 1 % on GPT-2).
+    """
+    layers, width = config.n_layer, config.n_embd
+    weights = layers * (4 * width**2 + 2 * width * inner_size(config)) + config.vocab_size * width
+    return 4 * weights + 12 * layers * width * length
 
 
 def training_rows(sizes: Sizes, model: str) -> list[Row]:
     """All lines on the training of one model, from one interleaved run; each way has a process of its own."""
-    rounds, steps = sizes.turns(model)
+    profile, lengths = PROFILE_OF[model], (DOCUMENT_LENGTH, WHOLE[model])
     formats = {"bf16": torch.bfloat16} if fast_bf16(pick_device()) else {}
     formats["float32"] = torch.float32
-    lengths = (DOCUMENT_LENGTH, WHOLE[model])
     with ExitStack() as stack:  # Accelerate knows one number format a process
         ours = {name: stack.enter_context(own_process(sizes.isolated)) for name in formats}
         theirs = stack.enter_context(own_process(sizes.isolated))
-        measured = interleave(
-            {
-                **{f: partial(ours[f], course_rate, model, f == "bf16", steps, sizes.reviews) for f in formats},
-                **{n: partial(theirs, document_rate, model, n, steps, sizes.reviews) for n in lengths},
-                **{t: partial(theirs, product_rate, t, sizes.products) for t in formats.values()},
-            },
-            rounds,
-        )
-        length = PROFILE_OF[model].block_length
-        flops = training_flops(theirs(model_config, model), length)
-    batch = f"{PROFILE_OF[model].batch_size} x {length} packed"
+        ways = {
+            **{f: partial(ours[f], course_rate, model, f == "bf16", sizes.steps, sizes.reviews) for f in formats},
+            **{n: partial(theirs, document_rate, model, n, sizes.steps, sizes.reviews) for n in lengths},
+            **{dtype: partial(theirs, best_rate, dtype, sizes.products) for dtype in formats.values()},
+        }
+        measured = interleave(ways, sizes.rounds)
+    flops = training_flops(make_model(model).config, profile.block_length)
+    batch = f"{profile.batch_size} x {profile.block_length} packed"
     rows = []
     for name, dtype in formats.items():
-        for n in lengths:
-            rows.append(row(
-                f"training-{model}-{name}-{n}", f"training (IA)³ on {model}, {name}, {batch}",
-                f"loop of document 002, padded to {n}, float32", measured[name], measured[n],
-                unit="useful tokens/s", reach=2.5 if name == "bf16" else None, batch=DOCUMENT_BATCH, max_length=n,
-            ))  # fmt: skip
+        rows += [
+            row(f"training-{model}-{name}-{n}", f"training (IA)³ on {model}, {name}, {batch}",
+                f"loop of document 002, padded to {n}, float32", measured[name], measured[n], unit="useful tokens/s",
+                reach=GAIN[name], batch=DOCUMENT_BATCH, max_length=n)
+            for n in lengths
+        ]  # fmt: skip
         rows.append(row(
             f"arithmetic-{model}-{name}", f"training (IA)³ on {model}, {name}: 4 FLOPs a weight and token, attention",
             f"square matrix products in {name}", [flops * rate for rate in measured[name]], measured[dtype],
-            unit="FLOP/s", reach=0.6, flops_a_token=flops, size=ours_size(sizes, dtype),
+            unit="FLOP/s", reach=MATRIX_RATE[model], flops_a_token=flops, products=list(sizes.products),
         ))  # fmt: skip
     return rows
 
 
-def ours_size(sizes: Sizes, dtype: torch.dtype) -> str:
-    """The sizes the best product was chosen from, for the record."""
-    return f"best of {', '.join(map(str, sizes.products))}, {str(dtype).removeprefix('torch.')}"
-
-
-def model_config(model: str) -> GPT2Config:
-    """The configuration of the model behind `course_trainer`."""
-    return make_model(model).config
-
-
-FROZEN, TRAINED = 4, 6  # FLOPs a weight and token: forward 2, gradient of the activations 2, of the weights 2
-
-
-def weights_in_products(config: GPT2Config) -> int:
-    """Entries of the matrices that a token is multiplied by: L (4 d² + 2 d m) in the blocks, V d in the tied head.
-
-    Embeddings, norms and biases are looked up or added: they are not counted.
-    """
-    width, inner = config.n_embd, inner_size(config)
-    return config.n_layer * (4 * width**2 + 2 * width * inner) + config.vocab_size * width
-
-
-def training_flops(config: GPT2Config, length: int, per_weight: int = FROZEN) -> int:
-    """FLOPs a token of a forward and backward pass on rows of `length` tokens.
-
-    `per_weight` x weights + 12 L d `length`: PaLM's count (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) has
-    6 a weight, of which 2 are the gradient of the weights themselves. Frozen weights need none, so 4 are left; the
-    gradient of the activations must still pass through them. Attention's two products have no weights: 4 L d `length`
-    forward, twice that backward; the causal half is not taken off, as in PaLM. The first layer's query, key and value
-    projection needs no gradient of its input either, which is left in (under 1 % on GPT-2).
-    """
-    return per_weight * weights_in_products(config) + 12 * config.n_layer * config.n_embd * length
-
-
-def product_flops(size: int) -> int:
-    """FLOPs of one product of two square matrices."""
-    return 2 * size**3
-
-
-def product_seconds(size: int, dtype: torch.dtype, device: torch.device | str, repeats: int = 3) -> float:
-    """Seconds of one product of two (size, size) matrices: the mean of `repeats` after one that warms up."""
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = left @ right
-    return seconds(lambda: [torch.mm(left, right, out=out) for _ in range(repeats)]) / repeats
-
-
-def best_size(dtype: torch.dtype, device: torch.device | str, sizes: tuple[int, ...]) -> int:
-    """Which of `sizes` gives the highest rate of square products: the yardstick is the machine's best."""
-    return max(sizes, key=lambda size: product_flops(size) / product_seconds(size, dtype, device))
+def profile_rows(sizes: Sizes, model: str) -> list[Row]:
+    """The training of the whole profile of `model` in bfloat16: its seconds against the aim. For a GPU."""
+    profile = PROFILE_OF[model]
+    steps = profile.steps if sizes.isolated else sizes.steps
+    with own_process(sizes.isolated) as call:
+        rates = [call(course_rate, model, True, steps, sizes.reviews) for _ in range(min(sizes.rounds, 3))]
+    took = [steps * profile.tokens_per_step / rate for rate in rates]
+    return [row(
+        f"profile-{model}", f"training of the profile {profile.name}, {steps} steps on {model}",
+        f"the aim, {PROFILE_SECONDS:.0f} s", took, [PROFILE_SECONDS] * len(took), unit="s", better="lower", reach=1.0,
+    )]  # fmt: skip

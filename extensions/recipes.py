@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from utils.config import quiet, seed_everything
-from utils.settings import ConfigError, FrozenDict, Settings, override, short
+from utils.config import ConfigError, FrozenDict, Settings, override, short
+from utils.session import advise_on_missing_names, quiet, reuse_freed_memory, seed_everything
 
 TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM")
 
@@ -294,14 +294,11 @@ def describe_recipe(recipe: Recipe) -> str:
 def setup_lab(lab: str, size: str | None = None) -> Recipe:
     """Start a lab's notebook: quiet libraries, freed memory kept, the recipe (as `load_recipe`), its seed set.
 
-    From then on a cell that misses a name says what to run (`restarts.py`). Raises ConfigError.
+    Raises ConfigError.
     """
-    from utils.memory import reuse_freed_memory
-    from utils.restarts import explain_missing_names
-
     quiet()
     reuse_freed_memory()
-    explain_missing_names()
+    advise_on_missing_names()
     recipe = load_recipe(lab, size)
     seed_everything(recipe.seed)
     return recipe

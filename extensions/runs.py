@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset
 from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -23,13 +24,11 @@ from extensions.models import load_model
 from extensions.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
 from extensions.scoring import accuracy, commonest, f1, majority, task_scores
 from extensions.tasks import load_task, with_test
-from utils.adapters import attach_recipe
+from extensions.training import PerLabelTrainer, attach_recipe
+from utils.adapters import base_fingerprint
 from utils.config import ASSETS, artifacts_dir
-from utils.counts import count_parameters
-from utils.files import digest, write_atomic
-from utils.processes import process_index
-from utils.runs import RunRecord, environment, load_runs, read_json, write_json
-from utils.storage import base_fingerprint
+from utils.runs import RunRecord, digest, environment, load_runs, read_json, write_atomic, write_json
+from utils.sizes import count_parameters
 from utils.training import train
 
 METHOD_NAMES = {
@@ -100,10 +99,10 @@ class LabBench:
         train(
             attach_recipe(model, recipe, "full"), self.examples["base"], recipe, method="full",
             eval_blocks=self.examples["validation"], folder=folder, seed=recipe.seed,
-            collator=make_collator(recipe, self.tokenizer), task="base",
+            collator=make_collator(recipe, self.tokenizer), task="base", trainer_class=PerLabelTrainer,
         )  # fmt: skip
         learned = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # tied weights become two
-        if process_index() == 0:
+        if PartialState().is_main_process:
             write_atomic(state, to_safetensors(learned))
             write_json(folder / "made_by.json", made_by | {"sha256": digest(state)})
         return learned
@@ -132,6 +131,7 @@ def train_lab(
         learning_rate=rate or learning_rate(recipe, method),
         collator=make_collator(recipe, bench.tokenizer),
         checkpointing=checkpointing,
+        trainer_class=PerLabelTrainer,
     )
     record.config["base"] = bench.fingerprint  # of a model that first learned its base part, what it began as
     return model, record

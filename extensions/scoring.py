@@ -17,10 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from extensions.encoding import IGNORED, instruction_prompt, make_collator
 from extensions.recipes import Recipe
-from utils.evaluation import bootstrap_interval
 from utils.generation import evaluation_mode, generate
-from utils.judges import EvaluationError, wilson_interval
-from utils.metrics import Estimate
+from utils.judges import EvaluationError
+from utils.metrics import Estimate, bootstrap_interval, wilson_interval
 
 
 def accuracy(predicted: Sequence, actual: Sequence) -> Estimate:

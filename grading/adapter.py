@@ -220,10 +220,11 @@ class Meter:
 
     def __init__(self, profile: str = "mini") -> None:
         from study.comparison import Bench
-        from utils.config import load_profile, quiet
+        from utils.config import load_profile
         from utils.data import PROMPTS
         from utils.evaluation import held_out_loss, positivity
         from utils.generation import generate
+        from utils.session import quiet
 
         quiet()
         self.bench = Bench(load_profile(profile))

@@ -1,6 +1,6 @@
 """Write `assets/grading-bands.json`: between which gains a trained adapter lies, from reference runs of several seeds.
 
-python scripts/compare.py --only bands    # the runs with more seeds, once
+python -m study --only bands              # the runs with more seeds, once
 python scripts/grading_bands.py [--fewest 5]
 """
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from utils.data import CSV_PACKAGE, pack, read_packaged_reviews, split_reviews  # noqa: E402
 from utils.gpu import autocast, fast_bf16  # noqa: E402
-from utils.memory import reuse_freed_memory  # noqa: E402
+from utils.session import reuse_freed_memory  # noqa: E402
 
 END_OF_TEXT = "<|endoftext|>"
 HISTORY_EVERY = 100  # steps a row of the history

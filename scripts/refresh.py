@@ -25,7 +25,7 @@ from replay import (
     start_console,
 )
 
-from utils.files import write_atomic
+from utils.runs import write_atomic
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"

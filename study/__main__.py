@@ -1,7 +1,7 @@
 """Make the reference runs that 03 and 04 read: one run, one JSON under `assets/runs/<profile>/`.
 
     python -m study                      # all that is missing, one after another
-    python -m study --only dial          # sweep | runs | ablations | dial | cost | bands
+    python -m study --only dial          # sweep | runs | ablations | dial | ladder | cost | bands
     python -m study --only runs --share 1/2    # every second run: the other half in a second process
     python -m study --gpu-cost           # time and memory of GPT-2's shape, on a GPU
     LAB_PROFILE=gpt2 python -m study     # for another profile
@@ -22,13 +22,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from study.ablations import ABLATIONS, measure_ablation
 from study.comparison import Bench, measure_run, sweep_run
 from study.cost import cost_rows, latency_cost, training_cost
-from study.dial import run_dial
+from study.dial import run_dial, run_ladder
 from study.records import SEEDS, SWEEP_SEED, Jobs, make_all, rows_of, runs_folder, sweep_method
 from utils.adapters import METHODS, load_base
-from utils.config import ASSETS, PROFILES, describe, load_profile, quiet
+from utils.config import ASSETS, PROFILES, describe, load_profile
 from utils.gpu import pick_device
 from utils.judges import judge_names
 from utils.runs import environment, write_json
+from utils.session import quiet
 
 BAND_SEEDS = (3, 4, 5, 6, 7)  # more runs of (IA)³, from which `grading_bands.py` learns how far seeds lie apart
 GPU_BATCH = (8, 512)  # rows, tokens
@@ -126,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--only", choices=("sweep", "runs", "ablations", "dial", "cost", "bands"))
+    parser.add_argument("--only", choices=("sweep", "runs", "ablations", "dial", "ladder", "cost", "bands"))
     parser.add_argument("--share", default="1/1", help="2/3: the second of three processes that share the runs")
     parser.add_argument("--gpu-cost", action="store_true", help="measure time and memory on a GPU, and stop")
     options = parser.parse_args()
@@ -147,8 +148,13 @@ def main() -> None:
         "runs": lambda: make_all(bench, share(comparison_jobs(bench, options.methods, options.seeds))),
         "ablations": lambda: make_all(bench, share(ablation_jobs(bench, options.seeds))),
         "dial": partial(run_dial, bench, options.seeds),
+        "ladder": partial(run_ladder, bench),
         "cost": partial(run_cost, bench, options.methods),
         "bands": lambda: make_all(bench, share(band_jobs(bench))),
     }
     for name in [options.only] if options.only else list(stages):
         stages[name]()
+
+
+if __name__ == "__main__":
+    main()

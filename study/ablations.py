@@ -1,8 +1,7 @@
 """Ablations of (IA)³: which vectors, which layers, how few reviews, and four ideas for going further.
 
-For: `ABLATIONS`, the list of small experiments that 04 shows, and `measure_ablation`, which makes the record of one.
-Each changes one thing against the (IA)³ run of the same seed and takes over everything else, the learning rate too.
-Not for: the comparison of methods (`comparison.py`).
+`ABLATIONS` is the list of small experiments that 04 shows, `measure_ablation` makes the record of one. Each changes one
+thing against the (IA)³ run of the same seed and takes over everything else, the learning rate too.
 """
 
 from __future__ import annotations
@@ -17,13 +16,11 @@ from datasets import Dataset
 from peft import IA3Config, TaskType, inject_adapter_in_model
 from torch import Tensor, nn
 
-from study.comparison import Bench, measure_model, summarise
-from utils.adapters import attach, ia3_parameters, load_base, lora_config
-from utils.counts import inner_size, is_adapter, predict_ia3_count
+from study.comparison import Bench, measured, summarise, train_one
+from utils.adapters import attach, hold, ia3_config, ia3_parameters, load_base, lora_config
 from utils.metrics import Estimate
-from utils.places import ia3_config
-from utils.rivals import hold, share_factors
 from utils.runs import RunRecord
+from utils.sizes import inner_size, is_adapter, predict_ia3_count
 
 MIX_RANK = 4
 FEW = (8, 32, 128, 512)
@@ -67,7 +64,7 @@ def measure_ablation(bench: Bench, ablation: Ablation, seed: int, folder: Path |
     blocks = enough_blocks(bench, ablation)
     model = build(model, ablation, blocks[: bench.profile.batch_size], seed)
     trained = {n.split(".ia3_l.")[0] for n, p in model.named_parameters() if ".ia3_l." in n and p.requires_grad}
-    record = measure_model(bench, model, ablation.task, ablation.method, seed, folder, blocks)
+    record = measured(bench, model, train_one(bench, model, ablation.task, ablation.method, seed, folder, blocks))
     record.config |= {"study": ablation.study, "variant": ablation.variant, "modules": sorted(trained)}
     record.config["train_reviews"] = ablation.reviews or bench.profile.train_reviews
     return record
@@ -107,7 +104,7 @@ def study_rows(records: Iterable[RunRecord], study: str, task: str = "positive")
     `validation_change` the lowest loss on validation reviews minus that before training.
     """
     after, before = f"test_loss_{task}", f"base_test_loss_{task}"
-    measured = ["trainable", "positivity", after, before, "best_loss", "start_loss"]
+    metrics = ["trainable", "positivity", after, before, "best_loss", "start_loss"]
     order = [ablation.variant for ablation in ABLATIONS]
     chosen = [record for record in records if record.config["study"] == study and record.task == task]
     chosen.sort(key=lambda record: order.index(record.config["variant"]))
@@ -118,7 +115,7 @@ def study_rows(records: Iterable[RunRecord], study: str, task: str = "positive")
             "validation_change": _value(row["best_loss"]) - _value(row["start_loss"]),
         }
         | {key: row[key] for key in ("variant", "trainable", "positivity")}
-        for row in summarise(chosen, measured, by="variant")
+        for row in summarise(chosen, metrics, by="variant")
     ]
 
 
@@ -134,15 +131,12 @@ def few_shot_rows(records: Iterable[RunRecord], whole: Iterable[RunRecord], revi
     same methods and seeds join in.
     """
     few = [record for record in records if record.config["study"] == "few-shot"]
-    drawn = {(record.method, record.seed) for record in few}
-    rows = []
+    drawn, rows = {(record.method, record.seed) for record in few}, []
+    metrics = ["positivity", "test_loss_positive", "base_test_loss_positive"]
     for method in dict.fromkeys(record.method for record in few):
-        of_method = [record for record in few if record.method == method]
         most = [record for record in whole if record.method == method and (method, record.seed) in drawn]
-        measured = ["positivity", "test_loss_positive", "base_test_loss_positive"]
-        of_both = summarise(of_method, measured, by="train_reviews")
-        of_both += [row | {"train_reviews": reviews} for row in summarise(most, measured)]
-        for row in of_both:
+        found = summarise([record for record in few if record.method == method], metrics, by="train_reviews")
+        for row in found + [row | {"train_reviews": reviews} for row in summarise(most, metrics)]:
             after, before = row.pop("test_loss_positive"), row.pop("base_test_loss_positive")
             rows.append(row | {"method": method, "loss_change": after.value - before.value})
     return rows
@@ -171,6 +165,20 @@ def train_only(model: nn.Module, parts: Collection[str], layers: Collection[int]
             hold(parameter, free.repeat_interleave(parameter.numel() // len(sections)).view_as(parameter))
         else:
             parameter.requires_grad_(False)
+
+
+def share_factors(parameter: nn.Parameter, size: int) -> None:
+    """Let each `size` neighbouring entries (they start equal) stay equal: a hook gives all of them their mean gradient.
+
+    Adam treats equal gradients equally, so one number is learned for the group, and the others count as held.
+    """
+    parameter.held = parameter.numel() - parameter.numel() // size
+
+    def mean_of_group(gradient: Tensor) -> Tensor:
+        groups = gradient.reshape(-1, size)
+        return groups.mean(1, keepdim=True).expand_as(groups).reshape(gradient.shape)
+
+    parameter.register_hook(mean_of_group)
 
 
 def vary_grain(model: nn.Module, variant: str) -> None:

@@ -4,11 +4,12 @@
 
 Counts come from full-size models on PyTorch's meta device (shapes without data), behaviour from a small random GPT-2:
 no network, no GPU, under two minutes. `assets/claims.json` names the values; `tests/test_claims.py` measures them
-again. Not for: students.
+again.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -32,11 +33,10 @@ from transformers import (
 )
 
 from utils.adapters import attach, merge, scaling_vectors, set_scaling_vectors
-from utils.config import ASSETS, quiet
-from utils.counts import count_parameters
-from utils.gpu import estimate_memory
-from utils.memory import saved_for_backward
+from utils.config import ASSETS
 from utils.runs import environment, write_json
+from utils.session import quiet
+from utils.sizes import count_parameters, estimate_memory, saved_for_backward
 
 Values = dict[str, bool | int | float | str | list[int]]
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -313,7 +313,8 @@ def measure() -> Values:
 
 
 def main() -> None:
-    """Measure and write the record."""
+    """Measure and write the record; `--help` does neither."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     quiet()
     versions, hardware = environment()
     record = {"hardware": hardware, "values": measure(), "versions": dict(sorted(versions.items()))}

@@ -1,8 +1,7 @@
 """The documents' claims, each held against a number of ours: what they say, what we find, and the verdict.
 
-For: reading `assets/claims.json`, finding our number in its record, the table of 04, and recomputing whether that
-number agrees with the verdict in the file. Not for: measuring (`python -m study.audit` and `python -m study` write the
-records). What has no record reads "not measured"; no number of ours is typed by hand.
+Reads `assets/claims.json`, finds our number in its record, prints the table of 04, and recomputes whether that number
+agrees with the verdict in the file. What has no record reads "not measured"; no number of ours is typed by hand.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 from study.comparison import misfit, paired_difference, summarise
-from utils.config import ASSETS, PROFILES
+from utils.config import ASSETS, PROFILES, ROOT
 from utils.metrics import Estimate
-from utils.runs import RunError, RunRecord, load_runs, read_json
-from utils.settings import ROOT
+from utils.runs import load_runs, read_json
 
 HOLDS, CONDITION, FAILS, UNTESTED = VERDICTS = (
     "holds", "holds with a condition", "does not hold", "cannot be tested here",
@@ -28,10 +26,6 @@ HOLDS, CONDITION, FAILS, UNTESTED = VERDICTS = (
 NOT_MEASURED = "not measured"
 COLUMNS = {"claim": 46, "the document says": 24, "we find": 30, "verdict": 14}
 Value = bool | int | float | str | list | Estimate
-
-
-class ClaimError(ValueError):
-    """`claims.json` cannot be used; the message names the claim and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -57,44 +51,15 @@ class Claim:
 
 
 def load_claims(path: Path | str = ASSETS / "claims.json", topic: str | None = None) -> list[Claim]:
-    """All claims of the file, or those of one topic. Raises ClaimError for a wrong field, verdict, evidence, check."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    wanted = {field.name for field in fields(Claim)}
-    for entry in content["claims"]:
-        _refuse_nonsense(entry, wanted, content["documents"])
-    return [Claim(**entry) for entry in content["claims"] if topic in (None, entry["topic"])]
-
-
-def _refuse_nonsense(entry: Mapping, wanted: set[str], documents: Mapping) -> None:
-    """Raise ClaimError where an entry of the file is not a claim."""
-    name = entry.get("id")
-    if wrong := sorted(wanted ^ entry.keys()):
-        raise ClaimError(f"claim {name}: missing or unknown: {', '.join(wrong)}")
-    if entry["verdict"] not in VERDICTS:
-        raise ClaimError(f"claim {name}: verdict {entry['verdict']!r} is not one of {', '.join(VERDICTS)}")
-    if entry["document"] not in documents:
-        raise ClaimError(f"claim {name}: document {entry['document']!r} is not described at the top of the file")
-    for evidence in (entry["evidence"], *entry["also"].values()):
-        if evidence.get("kind") not in READERS:
-            raise ClaimError(f"claim {name}: evidence must be one of {', '.join(READERS)}")
-    if entry["check"].get("check") not in CHECKS:
-        raise ClaimError(f"claim {name}: check must be one of {', '.join(CHECKS)}")
+    """All claims of the file, or those of one topic."""
+    claims = json.loads(Path(path).read_text(encoding="utf-8"))["claims"]
+    return [Claim(**entry) for entry in claims if topic in (None, entry["topic"])]
 
 
 # --- our number ---------------------------------------------------------------------------------------------------
-def resolve(claim: Claim, assets: Path = ASSETS) -> Value | None:
-    """Our number for the claim, from its record; None where there is no record of it."""
-    return find(claim.evidence, assets)
-
-
 def find(evidence: Mapping, assets: Path = ASSETS) -> Value | None:
     """What an `evidence` entry points to; None where the record, the key or the test is missing."""
     return READERS[evidence["kind"]](evidence, assets)
-
-
-def _from_audit(evidence: Mapping, assets: Path) -> Value | None:
-    """A value that `python -m study.audit` wrote."""
-    return read_json(assets / "runs" / "audit.json").get("values", {}).get(evidence["key"])
 
 
 def _from_cost(evidence: Mapping, assets: Path) -> float | None:
@@ -111,8 +76,11 @@ def _from_cost(evidence: Mapping, assets: Path) -> float | None:
 
 def _from_runs(evidence: Mapping, assets: Path) -> Value | None:
     """A metric's mean over seeds, or its difference to `other`'s seed by seed, or a setting that all runs share."""
+    folder, profile = assets / "runs" / "mini", PROFILES["mini"]
+    runs = load_runs(folder, profile.config_id())[0] if folder.is_dir() else []
+    runs = [run for run in runs if run.task == "positive" and not misfit(run, profile, runs[0].config["base"])]
     method, other, metric = evidence["method"], evidence.get("other"), evidence.get("metric")
-    runs = [run for run in _runs_of_today(assets) if run.method in (method, other)]
+    runs = [run for run in runs if run.method in (method, other)]
     if "config" in evidence:
         found = {run.config.get(evidence["config"]) for run in runs}
         return found.pop() if len(found) == 1 else None
@@ -120,21 +88,8 @@ def _from_runs(evidence: Mapping, assets: Path) -> Value | None:
         return summarise(runs, [metric])[0][metric] if runs else None
     try:
         return paired_difference(runs, method, other, metric)
-    except RunError:
+    except ValueError:
         return None
-
-
-def _runs_of_today(assets: Path) -> list[RunRecord]:
-    """The `mini` runs on positive reviews that fit the profile. Raises RunError where their base models differ."""
-    profile = PROFILES["mini"]
-    try:
-        found, _ = load_runs(assets / "runs" / "mini", profile.config_id())
-    except RunError:
-        return []
-    found = [run for run in found if run.task == "positive" and not misfit(run, profile, run.config.get("base"))]
-    if len({run.config.get("base") for run in found}) > 1:
-        raise RunError("run records of several base models: make them anew with python -m study")
-    return found
 
 
 def _from_test(evidence: Mapping, _assets: Path) -> str | None:
@@ -144,14 +99,13 @@ def _from_test(evidence: Mapping, _assets: Path) -> str | None:
     return evidence["id"] if exists else None
 
 
-def _from_paper(evidence: Mapping, _assets: Path) -> float:
-    """A published number, less another one from the same source where `minus` is given."""
-    return evidence["value"] - evidence.get("minus", 0)
-
-
 READERS = {
-    "audit": _from_audit, "cost": _from_cost, "runs": _from_runs, "test": _from_test, "published": _from_paper,
-}  # fmt: skip
+    "audit": lambda of, assets: read_json(assets / "runs" / "audit.json").get("values", {}).get(of["key"]),
+    "cost": _from_cost,
+    "runs": _from_runs,
+    "test": _from_test,
+    "published": lambda of, _: of["value"] - of.get("minus", 0),  # less another number from the same source
+}
 # --- does it agree? -----------------------------------------------------------------------------------------------
 CHECKS = {  # the interval in which our number must lie for the claim to be right, from what is claimed
     "equals": lambda claimed, _: (claimed, claimed),
@@ -181,21 +135,21 @@ def agrees(ours: Value, check: Mapping) -> bool | None:
 
 def verdict_is_consistent(claim: Claim, assets: Path = ASSETS) -> bool | None:
     """Whether the verdict in the file is the one that our number gives; None where nothing is measured yet."""
-    ours = resolve(claim, assets)
+    ours = find(claim.evidence, assets)
     if ours is None:
         return None
     return claim.verdict in {True: (HOLDS, CONDITION), False: (FAILS,), None: (UNTESTED,)}[agrees(ours, claim.check)]
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
-def show(value: Value | None, unit: str = "") -> str:
+def as_text(value: Value | None, unit: str = "") -> str:
     """A value as text: integers with separators, other numbers with three significant digits, then the unit."""
     if value is None:
         return NOT_MEASURED
     if isinstance(value, Estimate):
         text = f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
     elif isinstance(value, list):
-        text = " of ".join(map(show, value))
+        text = " of ".join(map(as_text, value))
     elif isinstance(value, bool):
         text = "yes" if value else "no"
     else:
@@ -219,7 +173,7 @@ def source(evidence: Mapping) -> str:
 def explain(claim: Claim, assets: Path = ASSETS) -> str:
     """The claim's `why` with our numbers in it."""
     named = {"ours": claim.evidence} | claim.also
-    return claim.why.format(**{name: show(find(e, assets), e.get("unit", "")) for name, e in named.items()})
+    return claim.why.format(**{name: as_text(find(e, assets), e.get("unit", "")) for name, e in named.items()})
 
 
 def audit_table(claims: Sequence[Claim], assets: Path = ASSETS) -> str:
@@ -229,9 +183,9 @@ def audit_table(claims: Sequence[Claim], assets: Path = ASSETS) -> str:
     """
     lines = [*_beside(list(COLUMNS)), *_beside(["-" * width for width in COLUMNS.values()])]
     for claim in claims:
-        ours = resolve(claim, assets)
+        ours = find(claim.evidence, assets)
         says = f"{claim.document}: {claim.number or 'no number'}"
-        found, verdict = show(ours, claim.evidence.get("unit", "")), NOT_MEASURED if ours is None else claim.verdict
+        found, verdict = as_text(ours, claim.evidence.get("unit", "")), NOT_MEASURED if ours is None else claim.verdict
         lines += _beside([claim.claim, says, found, verdict])
         lines += _below("tested", f"{claim.test} [{source(claim.evidence)}]")
         lines += [*(_below("why", explain(claim, assets)) if ours is not None else []), ""]
@@ -240,7 +194,7 @@ def audit_table(claims: Sequence[Claim], assets: Path = ASSETS) -> str:
 
 def tally(claims: Sequence[Claim], assets: Path = ASSETS) -> dict[str, int]:
     """How many claims have each verdict; those whose number is missing count as "not measured"."""
-    found = Counter(NOT_MEASURED if resolve(claim, assets) is None else claim.verdict for claim in claims)
+    found = Counter(NOT_MEASURED if find(claim.evidence, assets) is None else claim.verdict for claim in claims)
     return {verdict: found[verdict] for verdict in (*VERDICTS, NOT_MEASURED)}
 
 

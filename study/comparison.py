@@ -1,8 +1,7 @@
 """Runs of several methods that may be compared: made in one way, loaded with a check, averaged over seeds.
 
-For: `measure_run` (train one method, then measure it: the same for `python -m study` and for 04 where no reference
-run fits), `comparison_runs`, which hands 04 its records and says whose they are, `summarise`. Not for: training
-itself (`training.py`), a metric (`evaluation.py`), a file (`runs.py`), a figure (`plots.py`).
+`measure_run` trains one method and measures it, the same for `python -m study` and for 04 where no reference run fits;
+`comparison_runs` hands 04 its records and says whose they are; `summarise` averages them.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from statistics import fmean
 
 from datasets import Dataset
 
-from utils.adapters import METHODS, attach, load_base
+from utils.adapters import METHODS, attach, base_fingerprint, load_base
 from utils.config import ASSETS, PROFILES, Profile, artifacts_dir
-from utils.counts import count_parameters
 from utils.data import PROMPTS, load_reviews, review_blocks
 from utils.evaluation import evaluate_samples, held_out_loss
 from utils.generation import generate
-from utils.gpu import estimate_memory, fast_bf16, require_memory
+from utils.gpu import fast_bf16
 from utils.judges import load_judges
-from utils.memory import reuse_freed_memory
 from utils.metrics import Estimate, mean_interval
-from utils.runs import RunError, RunRecord, environment, load_runs
-from utils.storage import base_fingerprint, save_adapter
+from utils.runs import RunRecord, environment, load_runs
+from utils.saving import save_adapter
+from utils.session import reuse_freed_memory
+from utils.sizes import count_parameters, estimate_memory, require_memory
 from utils.training import train
 
 
@@ -57,22 +56,21 @@ def measure_run(
     profile = bench.profile
     model = attach(load_base(profile)[0], method, seed)
     if method == "base":
-        return _measured(bench, model, _untrained(bench, model, task, seed))
+        versions, hardware = environment()
+        counts = {"trainable": 0, "total": count_parameters(model).total}
+        record = RunRecord(
+            status="finished", method="base", task=task, profile=profile.name, config_id=profile.config_id(),
+            config={"base": bench.fingerprint}, seed=seed, counts=counts, versions=versions, hardware=hardware,
+        )  # fmt: skip
+        return measured(bench, model, record)
     require_memory(estimate_memory(model, method, profile.batch_size, profile.block_length))
-    record = _measured(bench, model, _train(bench, model, task, method, seed, folder))
+    record = measured(bench, model, train_one(bench, model, task, method, seed, folder))
     if method == "ia3" and adapter_folder is not None:
         save_adapter(model, bench.tokenizer, adapter_folder, config_id=profile.config_id())
     return record
 
 
-def measure_model(
-    bench: Bench, model: object, task: str, method: str, seed: int, folder: Path | str, blocks: Dataset
-) -> RunRecord:
-    """As `measure_run`, of a model whose trainable part was made elsewhere, on `blocks`, at the rate of `method`."""
-    return _measured(bench, model, _train(bench, model, task, method, seed, folder, blocks))
-
-
-def _train(
+def train_one(
     bench: Bench, model: object, task: str, method: str, seed: int, folder: Path | str,
     blocks: Dataset | None = None, rate: float | None = None,
 ) -> RunRecord:  # fmt: skip
@@ -91,10 +89,24 @@ def _train(
     )
 
 
+def measured(bench: Bench, model: object, record: RunRecord) -> RunRecord:
+    """`record` with the loss on test reviews of both labels, the base's beside it, and every score of its text."""
+    profile, found = bench.profile, {}
+    for label in ("positive", "negative"):
+        test = bench.blocks("test", label, limit=profile.eval_blocks)
+        found[f"test_loss_{label}"] = held_out_loss(model, test)
+        found[f"base_test_loss_{label}"] = held_out_loss(bench.base, test)
+    samples = generate(model, bench.tokenizer, PROMPTS, seed=record.seed, **profile.sampling)
+    found |= evaluate_samples(samples, bench.judges, bench.base, bench.tokenizer)
+    record.config |= {"bf16": fast_bf16(model.device), "prompts": len(PROMPTS), **profile.sampling}
+    record.metrics |= {name: estimate.to_dict() for name, estimate in found.items()}
+    return record
+
+
 def sweep_run(bench: Bench, method: str, rate: float, seed: int, folder: Path | str) -> RunRecord:
     """Train `method` at the learning rate `rate` as `measure_run` does; validation only, no test review is read."""
     model = attach(load_base(bench.profile)[0], method, seed)
-    return _train(bench, model, "positive", method, seed, folder, rate=rate)
+    return train_one(bench, model, "positive", method, seed, folder, rate=rate)
 
 
 def sweep_losses(records: Iterable[RunRecord]) -> dict[str, dict[float, float]]:
@@ -111,30 +123,6 @@ def chosen_rates(records: Iterable[RunRecord]) -> dict[str, float]:
     return {method: min(losses, key=losses.get) for method, losses in sweep_losses(records).items()}
 
 
-def _untrained(bench: Bench, model: object, task: str, seed: int) -> RunRecord:
-    """The record of the base: nothing trained, nothing to store."""
-    versions, hardware = environment()
-    counts = {"trainable": 0, "total": count_parameters(model).total}
-    return RunRecord(
-        status="finished", method="base", task=task, profile=bench.profile.name, config_id=bench.profile.config_id(),
-        config={"base": bench.fingerprint}, seed=seed, counts=counts, versions=versions, hardware=hardware,
-    )  # fmt: skip
-
-
-def _measured(bench: Bench, model: object, record: RunRecord) -> RunRecord:
-    """`record` with the loss on test reviews of both labels, the base's beside it, and every score of its text."""
-    profile, measured = bench.profile, {}
-    for label in ("positive", "negative"):
-        test = bench.blocks("test", label, limit=profile.eval_blocks)
-        measured[f"test_loss_{label}"] = held_out_loss(model, test)
-        measured[f"base_test_loss_{label}"] = held_out_loss(bench.base, test)
-    samples = generate(model, bench.tokenizer, PROMPTS, seed=record.seed, **profile.sampling)
-    measured |= evaluate_samples(samples, bench.judges, bench.base, bench.tokenizer)
-    record.config |= {"bf16": fast_bf16(model.device), "prompts": len(PROMPTS), **profile.sampling}
-    record.metrics |= {name: estimate.to_dict() for name, estimate in measured.items()}
-    return record
-
-
 def usable_runs(
     folder: Path, profile: Profile, fingerprint: str, refuse: Callable[..., str | None] | None = None
 ) -> tuple[list[RunRecord], list[str]]:
@@ -142,13 +130,16 @@ def usable_runs(
 
     `refuse(record, profile, fingerprint)` gives the reason, as `misfit` does where nothing else is said.
     """
-    try:
-        found, excluded = load_runs(folder, config_id=profile.config_id())
-    except RunError:
+    if not folder.is_dir():
         return [], [f"no run records for profile {profile.name}"]
-    reasons = [(refuse or misfit)(record, profile, fingerprint) for record in found]
-    excluded += [f"{r.task}-{r.method}-seed{r.seed}: {why}" for r, why in zip(found, reasons, strict=True) if why]
-    return [r for r, why in zip(found, reasons, strict=True) if not why], excluded
+    found, excluded = load_runs(folder, config_id=profile.config_id())
+    usable = []
+    for record in found:
+        if reason := (refuse or misfit)(record, profile, fingerprint):
+            excluded.append(f"{record.task}-{record.method}-seed{record.seed}: {reason}")
+        else:
+            usable.append(record)
+    return usable, excluded
 
 
 def misfit(record: RunRecord, profile: Profile, fingerprint: str) -> str | None:
@@ -180,13 +171,19 @@ def comparison_runs(
     here, the same way (minutes; kept under `artifacts_dir(profile)/compare`, so that a second call only loads them).
     """
     records, excluded = usable_runs(assets / "runs" / profile.name, profile, fingerprint)
-    if missing := [m for m in methods if m not in {r.method for r in records if r.task == "positive"}]:
+    records, source = [record for record in records if record.task == "positive"], "reference run"
+    if missing := [method for method in methods if method not in {record.method for record in records}]:
         excluded.append(f"no reference run that fits for: {', '.join(missing)}")
-        records, source = runs_made_here(profile, fingerprint, methods), "trained on this computer, one seed"
-    else:
-        source = "reference run"
-    chosen = [r for m in methods for r in records if r.method == m and r.task == "positive"]
-    return chosen, source, excluded
+        folder, bench, source = artifacts_dir(profile) / "compare", None, "trained on this computer, one seed"
+        records = [run for run in usable_runs(folder / "records", profile, fingerprint)[0] if run.seed == profile.seed]
+        for method in methods:
+            if method in {record.method for record in records}:
+                continue
+            print(f"no record for {method}: making one")
+            bench, name = bench or Bench(profile), f"positive-{method}-seed{profile.seed}"
+            records.append(measure_run(bench, "positive", method, profile.seed, folder / name))
+            records[-1].save(folder / "records" / f"{name}.json")
+    return sorted((r for r in records if r.method in methods), key=lambda r: methods.index(r.method)), source, excluded
 
 
 def study_runs(profile: Profile, study: str, assets: Path = ASSETS) -> tuple[list[RunRecord], str, list[str]]:
@@ -206,23 +203,6 @@ def study_runs(profile: Profile, study: str, assets: Path = ASSETS) -> tuple[lis
         if records:
             break
     return records, candidate.name, excluded or ([] if records else [f"no records of the study {study}"])
-
-
-def runs_made_here(profile: Profile, fingerprint: str, methods: Sequence[str]) -> list[RunRecord]:
-    """One run of each method with the profile's seed, trained now unless it is there already."""
-    folder = artifacts_dir(profile) / "compare"
-    have, _ = usable_runs(folder / "records", profile, fingerprint)
-    records, bench = [r for r in have if r.seed == profile.seed], None
-    for method in methods:
-        if method in {r.method for r in records}:
-            continue
-        print(f"no record for {method}: making one")
-        bench = bench or Bench(profile)
-        name = f"positive-{method}-seed{profile.seed}"
-        record = measure_run(bench, "positive", method, profile.seed, folder / name)
-        record.save(folder / "records" / f"{name}.json")
-        records.append(record)
-    return records
 
 
 def summarise(records: Iterable[RunRecord], metrics: Sequence[str], by: str = "method") -> list[dict[str, object]]:
@@ -252,13 +232,11 @@ def _over_seeds(values: list) -> object:
 def paired_difference(records: Sequence[RunRecord], method: str, other: str, metric: str) -> Estimate:
     """`method` minus `other`, seed by seed (equal seeds saw the same blocks in the same order), with its interval.
 
-    Raises RunError where no seed has both.
+    Raises ValueError where no seed has both.
     """
     values: dict[str, dict[int, float]] = {method: {}, other: {}}
     for record in records:
         if record.method in values and (value := record.value(metric)) is not None:
             values[record.method][record.seed] = value.value if isinstance(value, Estimate) else value
     common = sorted(values[method].keys() & values[other].keys())
-    if not common:
-        raise RunError(f"no seed has {metric} of both {method} and {other}")
     return mean_interval([values[method][seed] - values[other][seed] for seed in common])

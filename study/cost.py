@@ -1,30 +1,27 @@
 """What a method costs beside its parameters: bytes, time of a step, stored activations, latency. One row per method.
 
-For: `cost_rows` (the profile's own model, anywhere) and `training_cost`, `latency_cost` (GPT-2's shape on a GPU), which
-`python -m study` writes to `cost.json` and `gpu-cost.json`; `reference_costs`, `gpu_costs`, which read them.
-Not for: quality. Nothing here trains for more than a few steps at a learning rate of 0.
+`python -m study` writes `cost_rows` (the profile's own model, anywhere) to `cost.json`, and `training_cost` with
+`latency_cost` (GPT-2's shape, on a GPU) to `gpu-cost.json`. Nothing here learns: the steps are taken at a rate of 0.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from study.comparison import Bench
 from utils.adapters import MERGEABLE, attach, load_base, merge
 from utils.config import ASSETS, PROFILES, Profile
-from utils.counts import count_parameters
-from utils.generation import latency
-from utils.gpu import PeakMemory
-from utils.memory import saved_for_backward
+from utils.generation import interleave, latency, ratios, seconds
+from utils.gpu import PeakMemory, autocast
 from utils.runs import read_json
-from utils.step_times import idle_optimizer, step_ratios, step_seconds
-from utils.timing import seconds
+from utils.sizes import count_parameters, saved_for_backward
 from utils.training import trainable_bytes
 
 Row = dict[str, str | float | int | None]
@@ -45,14 +42,57 @@ def cost_rows(bench: Bench, methods: Sequence[str], rounds: int = 7) -> list[Row
     merged = {f"{method}, merged": merge(models[method]) for method in methods if method in MERGEABLE}
     running = {"base": bench.base} | models | merged
     times = {row["name"]: row["ratio_to_first"] for row in latency(running, bench.tokenizer, repeats=rounds)}
-    return [
-        _sizes(model) | {
+    batch, rows = {name: blocks[: profile.batch_size][name] for name in ("input_ids", "labels")}, []
+    for method, model in models.items():
+        counts = count_parameters(model)
+        with saved_for_backward(model) as saved:
+            model(**on_device(model, batch), use_cache=False)
+        rows.append({
+            "trainable": counts.trainable, "total": counts.total, "bytes_on_disk": trainable_bytes(model),
             "method": method, "step_ratio": steps.get(method), "latency_ratio": times[method],
-            "merged_latency_ratio": times.get(f"{method}, merged"),
-            "saved_bytes": _saved(model, blocks[: profile.batch_size]),
-        }
-        for method, model in models.items()
-    ]  # fmt: skip
+            "merged_latency_ratio": times.get(f"{method}, merged"), "saved_bytes": saved.bytes,
+        })  # fmt: skip
+    return rows
+
+
+def on_device(model: torch.nn.Module, batch: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """`input_ids` and `labels`, (rows, tokens), where the model is."""
+    return {name: torch.as_tensor(rows, device=model.device) for name, rows in batch.items()}
+
+
+def step_ratios(
+    models: Mapping[str, torch.nn.Module], blocks: Dataset, batch_size: int, rounds: int = 7
+) -> dict[str, float]:
+    """Time of one optimiser step of each model as a ratio to the last one's, from one interleaved run.
+
+    The models take turns on the same batch (the first of `blocks`) with AdamW at rate 0, so nothing is learned; the
+    first round warms up, and the ratio is the median of those within the rounds. Above 1 is slower.
+    """
+    inputs = {name: blocks[:batch_size][name] for name in ("input_ids", "labels")}
+    times = interleave(
+        {name: partial(step_seconds, model, idle_optimizer(model), inputs) for name, model in models.items()}, rounds
+    )
+    *_, yardstick = times.values()
+    return {name: ratios(values, yardstick).median for name, values in times.items()}
+
+
+def idle_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
+    """AdamW over what `model` trains, at rate 0: it does its work and changes nothing."""
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
+
+
+def step_seconds(model: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: Mapping[str, object]) -> float:
+    """Seconds of a forward pass, a backward pass and an update; `inputs`: `input_ids` and `labels`, (rows, tokens)."""
+    batch = on_device(model, inputs)
+
+    def step() -> None:
+        with autocast(model.device):
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return seconds(step)
 
 
 def reference_costs(profile: Profile, assets: Path = ASSETS) -> tuple[dict[str, Row], str]:
@@ -72,19 +112,6 @@ def gpu_costs(assets: Path = ASSETS) -> dict:
     return read_json(assets / "runs" / "gpu-cost.json")
 
 
-def _sizes(model: torch.nn.Module) -> Row:
-    counts = count_parameters(model)
-    return {"trainable": counts.trainable, "total": counts.total, "bytes_on_disk": trainable_bytes(model)}
-
-
-def _saved(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
-    """Bytes that one forward pass on `batch` (input_ids and labels, (batch, length)) keeps; nothing for the base."""
-    ids, labels = (torch.as_tensor(batch[name], device=model.device) for name in ("input_ids", "labels"))
-    with saved_for_backward(model) as saved:
-        model(input_ids=ids, labels=labels, use_cache=False)
-    return saved.bytes
-
-
 def training_cost(
     make_base: Callable[[], GPT2LMHeadModel], methods: Iterable[str], batch: int, length: int, rounds: int = 10
 ) -> list[Row]:
@@ -100,8 +127,8 @@ def training_cost(
             model = attach(make_base(), method).train()
             optimizer = idle_optimizer(model)
             ids = torch.randint(0, model.config.vocab_size, (batch, length), device=model.device)
-            one_step = partial(step_seconds, model, optimizer, {"input_ids": ids, "labels": ids})
-            times = [seconds(one_step) for _ in range(rounds + 2)][2:]
+            inputs = {"input_ids": ids, "labels": ids}
+            times = [step_seconds(model, optimizer, inputs) for _ in range(rounds + 2)][2:]
         step = statistics.median(times)
         rows.append({"method": method, "trainable": count_parameters(model).trainable, "step_seconds": step,
                      "tokens_per_second": batch * length / step, "peak_bytes": peak.bytes})  # fmt: skip

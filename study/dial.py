@@ -1,18 +1,24 @@
-"""The recorded dial: how positive the texts are, and at what price, for every strength of one adapter and of two."""
+"""The recorded dial: how positive the texts are, and at what price, for every strength of one adapter and of two.
+
+And the ladder: what one prompt becomes at each strength, as README shows it.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 
 from study.comparison import Bench
 from study.records import rows_of
-from utils.adapters import AdapterLibrary, load_base, scaling_vectors
+from utils.adapters import load_base, scaling_vectors, set_scaling_vectors
 from utils.config import ASSETS, Profile
 from utils.data import PROMPTS, balanced_blocks
+from utils.evaluation import contrast, dial, strength_sweep
+from utils.generation import generate
 from utils.metrics import Estimate
 from utils.runs import write_json
-from utils.steering import contrast, dial, strength_sweep
+from utils.saving import AdapterLibrary
 
 
 def dial_header(profile: Profile, fingerprint: str) -> dict[str, object]:
@@ -50,6 +56,33 @@ def run_dial(bench: Bench, seeds: list[int]) -> None:
         print(f"{path.name}: seed {seed}", flush=True)
         rows += sweep_seed(bench, seed)
         write_json(path, header | {"rows": rows})
+
+
+LADDER = (-3, -2, -1, 0, 1, 2, 3)
+
+
+def run_ladder(bench: Bench) -> None:
+    """`ladder.json`: the first prompt with the profile's seed at each strength of the positive adapter.
+
+    `text` ends at its last full sentence; `probability`: the words judge's, that prompt and text are positive.
+    """
+    path = ASSETS / "runs" / bench.profile.name / "ladder.json"
+    profile, prompt = bench.profile, PROMPTS[0]
+    header = dial_header(profile, bench.fingerprint) | {"prompt": prompt, "seed": profile.seed, "judge": "words"}
+    if rows_of(path, header):
+        return print(f"{path.name}: there already")
+    library = AdapterLibrary(load_base(profile)[0], bench.tokenizer)
+    library.load("positive", ASSETS / "adapters" / profile.name / f"positive-seed{profile.seed}")
+    vectors, rows = scaling_vectors(library.model, "positive"), []
+    options = profile.sampling | {"samples": 1, "seed": profile.seed}
+    with library.use("positive") as model:
+        for strength in LADDER:
+            set_scaling_vectors(model, dial(vectors, strength))
+            (sample,) = generate(model, bench.tokenizer, [prompt], **options)
+            text = re.sub(r"(?<=[.!?])[^.!?]*$", "", sample.text)
+            probability = bench.judges["words"].probability([prompt + text])[0]
+            rows.append({"strength": strength, "text": text, "probability": probability})
+    return write_json(path, header | {"rows": rows})
 
 
 def sweep_seed(bench: Bench, seed: int) -> list[dict]:

@@ -1,6 +1,6 @@
-"""Figures of 04 that set methods or variants side by side: learning rates, relative costs, few reviews, ablations.
+"""Figures of 04 that set methods or variants side by side: learning rates, costs, few reviews, ablations, curves.
 
-For: data in, `Axes` out, as in `plots.py`, through which they can be had. Not for: computing anything.
+Data in, `Axes` out, as in `utils/plots.py`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from study.comparison import Bench, chosen_rates, misfit, stranger, sweep_losses
 from utils.config import ASSETS, artifacts_dir
-from utils.history import DivergedError
-from utils.runs import RunError, RunRecord, read_json
-from utils.training import RUNNING
+from utils.runs import RunRecord, read_json
+from utils.training import RUNNING, DivergedError
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of the sweep, half a decade apart
 SWEEP_SEED = 0
@@ -61,10 +60,7 @@ def make_one(
             record = RunRecord.load(folder / RUNNING)
         record.time["run_seconds"] = time.monotonic() - started
         record.save(path)
-    try:
-        record = RunRecord.load(path)
-    except RunError as error:
-        sys.exit(f"{error}\nDelete the file to make the run anew.")
+    record = RunRecord.load(path)
     if reason := refuse(record, bench.profile, bench.fingerprint):
         sys.exit(f"{path.name}: {reason}. It is not mixed in: delete it to make it anew.")
     return record

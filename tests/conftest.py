@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from study import ablations, comparison, cost
 from study.comparison import Bench
+from utils.adapters import load_base
 from utils.config import PROFILES
+from utils.data import read_packaged_reviews, split_reviews
 
+ROOT = Path(__file__).resolve().parents[1]
 END_OF_TEXT = "<|endoftext|>"
 
 GOOD = ("a warm and funny film", "the acting is superb", "I loved every minute", "a moving story, beautifully told")
@@ -63,6 +68,19 @@ def make_tiny_model(layers: int = 2, width: int = 32, seed: int = 0) -> GPT2LMHe
 def tiny_model() -> GPT2LMHeadModel:
     """A fresh two-layer model for each test: peft changes the model it is given."""
     return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Callable[[], tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]]:
+    """A function that gives the embedded model, a fresh copy each time, and its tokenizer; read once."""
+    model, tokenizer = load_base(PROFILES["mini"], "cpu")
+    return lambda: (copy.deepcopy(model), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def real_reviews() -> dict[str, list[dict]]:
+    """The 25,000 reviews that the course carries, by part; read once."""
+    return split_reviews(read_packaged_reviews())
 
 
 class EveryOther:

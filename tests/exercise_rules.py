@@ -1,7 +1,7 @@
 """What the exercises of a committed notebook must be: notebook -> list of problems (empty where it is fine).
 
 Beside notebook_rules.py, for tests/test_notebooks_static.py. A cell with nbgrader metadata belongs to an exercise; all
-others are the lesson. Not for what the exercises ask: tests/test_exercises.py runs their answers and their tests.
+others are the lesson.
 """
 
 from __future__ import annotations
@@ -102,8 +102,7 @@ def exercises_compared(notebook: NotebookNode) -> list[str]:
 
 def lesson_stands_alone(notebook: NotebookNode) -> list[str]:
     """No cell of the lesson uses a name that only an exercise has set, and no exercise sets a name of the lesson."""
-    sources = [(is_exercise(c), c.source) for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
-    sources = [(exercise, re.sub(r"^\s*[%!].*", "", source, flags=re.MULTILINE)) for exercise, source in sources]
+    sources = [(is_exercise(cell), cell.source) for cell in notebook.cells if cell.cell_type == "code"]
     set_there = {name for exercise, source in sources if exercise for name in names_set(source, imports=True)}
     problems, known = [], set()
     for exercise, source in sources:
@@ -119,7 +118,7 @@ def lesson_stands_alone(notebook: NotebookNode) -> list[str]:
 
 def names_set(source: str, imports: bool = False) -> set[str]:
     """Names that a cell binds at its top level, functions included; imported ones only where `imports` is set."""
-    found = symtable.symtable(source, "cell", "exec").get_symbols()
+    found = next(_tables(source)).get_symbols()
     return {s.get_name() for s in found if s.is_assigned() or (imports and s.is_imported())}
 
 
@@ -127,23 +126,20 @@ def names_used(source: str) -> set[str]:
     """Global names that a cell reads, in its functions too."""
     return {
         symbol.get_name()
-        for table in _tables(symtable.symtable(source, "cell", "exec"))
+        for table in _tables(source)
         for symbol in table.get_symbols()
         if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global())
     }
 
 
-def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
-    yield table
-    for child in table.get_children():
-        yield from _tables(child)
+def _tables(source: str) -> Iterator[symtable.SymbolTable]:
+    """Python's tables of a cell's names, that of its top level first; lines of IPython are left out."""
+    tables = [symtable.symtable(re.sub(r"^\s*[%!].*", "", source, flags=re.MULTILINE), "cell", "exec")]
+    for table in tables:
+        yield table
+        tables += table.get_children()
 
 
 RULES = (
-    nbgrader_metadata,
-    whole_exercises,
-    helpful_cards,
-    marked_regions,
-    exercises_compared,
-    lesson_stands_alone,
-)
+    nbgrader_metadata, whole_exercises, helpful_cards, marked_regions, exercises_compared, lesson_stands_alone,
+)  # fmt: skip

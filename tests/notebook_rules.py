@@ -1,7 +1,7 @@
 """What a committed notebook must be, as small functions: notebook -> list of problems (empty where it is fine).
 
 For tests/test_notebooks_static.py, which runs before any notebook is replayed, because nbval runs a cell without an
-execution count and never compares it. Not for what the notebooks compute: their asserts and nbval see to that.
+execution count and never compares it.
 
 A notebook is a lesson with exercises in it (cells with nbgrader metadata). The limits on length, on the share of text
 and on the share of compared cells are about the lesson: exercises are three cells each with a fixed shape, so counted
@@ -39,7 +39,6 @@ Rule = Callable[[NotebookNode], list[str]]
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    """Return the code cells in order."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
@@ -54,7 +53,6 @@ def lesson_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def tags(cell: NotebookNode) -> set[str]:
-    """Return the cell's tags."""
     return set(cell.metadata.get("tags", []))
 
 
@@ -252,25 +250,10 @@ def figures_have_alt(notebook: NotebookNode) -> list[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    counts_from_one,
-    clean_outputs,
-    no_absolute_paths,
-    no_shell,
-    tags_not_comments,
-    python_kernel,
-    cell_ids,
-    short_cells,
-    cell_number,
-    enough_text,
-    text_between_code,
-    small_file,
-    mostly_compared,
-    headings_in_order,
+    counts_from_one, clean_outputs, no_absolute_paths, no_shell, tags_not_comments, python_kernel, cell_ids,
+    short_cells, cell_number, enough_text, text_between_code, small_file, mostly_compared, headings_in_order,
     figures_have_alt,
-)
+)  # fmt: skip
 LAB_RULES: tuple[Rule, ...] = (
-    *(rule for rule in RULES if rule is not cell_number),
-    lab_cell_number,
-    lesson_only,
-    finds_utils,
-)
+    *(rule for rule in RULES if rule is not cell_number), lab_cell_number, lesson_only, finds_utils,
+)  # fmt: skip

@@ -1,20 +1,17 @@
 """What a notebook must be so that its cells can be run in another order than from top to bottom, without running it.
 
-Notebook -> list of problems, as in notebook_rules.py; for tests/test_order.py. Not for what only a run can show, such
-as a number that changes the second time: tests/reorder.py does that.
+Notebook -> list of problems, as in notebook_rules.py; for tests/test_order.py. tests/reorder.py runs them.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import symtable
 from collections.abc import Iterator
 
+from exercise_rules import names_set, names_used
 from nbformat import NotebookNode
 from notebook_rules import code_cells
-
-from utils.restarts import names_made
 
 KNOWN = {*dir(builtins), "__name__", "get_ipython", "display"}
 # What changes the model it is given, so that a second call on the same one is an error or wraps it twice.
@@ -24,40 +21,13 @@ CHANGING = {"append", "extend", "insert", "pop", "popitem", "reverse", "remove",
 HOOKS = {"register_forward_hook", "register_forward_pre_hook"}  # as well, but where the cell takes them off again
 
 
-def names_read(source: str) -> set[str]:
-    """The names that the code takes from the kernel: read at its top level or, as globals, in any function of it."""
-    found: set[str] = set()
-    tables = [symtable.symtable(source, "cell", "exec")]
-    while tables:
-        table = tables.pop()
-        top = table.get_type() == "module"
-        found |= {s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global())}
-        tables += table.get_children()
-    return found
-
-
 def names_from_above(notebook: NotebookNode) -> list[str]:
-    """A cell reads nothing but what it makes itself, what a cell above makes, and Python's own names.
-
-    So "run all above" is always the right advice, and utils/restarts.py always finds a heading to name.
-    """
+    """A cell reads only what it or a cell above makes, and Python's names: "run all above" is always right advice."""
     made, problems = set(KNOWN), []
     for cell in code_cells(notebook):
-        made |= names_made(cell.source)
-        problems += [f"{cell.id}: no cell above makes {name!r}" for name in sorted(names_read(cell.source) - made)]
+        made |= names_set(cell.source, imports=True)
+        problems += [f"{cell.id}: no cell above makes {name!r}" for name in sorted(names_used(cell.source) - made)]
     return problems
-
-
-def sources_of(cells: list[NotebookNode], above: list[NotebookNode]) -> dict[str, str]:
-    """Where a section, run alone, takes its names from: name -> id of the last cell of `above` that makes it."""
-    found: dict[str, str] = {}
-    made: set[str] = set()
-    for cell in cells:
-        for name in names_read(cell.source) - made - names_made(cell.source) - KNOWN:
-            makers = [other.id for other in above if name in names_made(other.source)]
-            found |= {name: makers[-1]} if makers else {}
-        made |= names_made(cell.source)
-    return found
 
 
 def can_run_twice(notebook: NotebookNode) -> list[str]:
@@ -67,7 +37,7 @@ def can_run_twice(notebook: NotebookNode) -> list[str]:
 
 def _changes(source: str) -> Iterator[str]:
     """What the second run of a cell would find changed by the first; its functions' bodies are not looked into."""
-    later, here = names_made(source), set()  # the names the cell makes at all; those it has made by now
+    later, here = names_set(source, imports=True), set()  # the names the cell makes at all; those it has made by now
     changing = CHANGING if ".remove()" in source else CHANGING | HOOKS
     for node in _in_order(ast.parse(source).body):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

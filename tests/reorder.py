@@ -2,8 +2,8 @@
 
 For `make test-order`, minutes long and so not part of the unit tests: pytest collects it only where it is named. Each
 cell's output is compared with the stored one as nbval compares it; with other sizes (LAB_OVERRIDE) the stored ones do
-not hold, and a cell's second output is compared with its first. After a restart a section may also stop with the
-message of `utils/restarts.py`, which says what to run. Not for the order of names without running (test_order.py).
+not hold, and a cell's second output is compared with its first. After a restart a section may also stop with a
+NameError, which says what to run. Not for the order of names without running (test_order.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbval.plugin import get_sanitize_patterns
 from replay import NOTEBOOKS, ROOT, first_line
-
-from utils.restarts import RUN_ABOVE
 
 CELL_SECONDS = 900
 SETUP = re.compile(r"\bsetup_(notebook|lab)\(")  # the cell that a restart begins with calls one of them
@@ -120,13 +118,13 @@ def run_twice(notebook: NotebookNode, folder: Path) -> list[str]:
 
 
 def run_section(notebook: NotebookNode, folder: Path, heading: str) -> list[str]:
-    """Differences when a fresh kernel runs the setup cell, then the section below `heading` until an error's advice."""
+    """Differences when a fresh kernel runs the setup cell, then the section below `heading` until a NameError."""
 
     async def work(run: Run) -> list[str]:
         problems = await run(setup_cell(notebook))
         for cell in sections(notebook)[heading]:
             found = await run(cell)
-            if any(RUN_ABOVE in problem for problem in found):
+            if any(": NameError: " in problem for problem in found):
                 print("stopped, with advice:", first_line(found[0]))
                 break
             problems += found

@@ -18,12 +18,12 @@ from study.ablations import (
     few_shot_rows,
     measure_ablation,
     scores_by_gradient,
+    share_factors,
     study_rows,
 )
 from utils.adapters import scaling_vectors
-from utils.counts import count_parameters, predict_ia3_count, predict_lora_count
-from utils.rivals import share_factors
 from utils.runs import RunRecord
+from utils.sizes import count_parameters, predict_ia3_count, predict_lora_count
 
 STUDIES = [a for a in ABLATIONS if a.study != "few-shot"]
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
@@ -121,15 +121,12 @@ def test_a_factor_is_chosen_by_the_size_of_its_gradient():
     assert not any("ia3" in name for name, _ in model.named_parameters())
 
 
-def test_the_choice_keeps_to_the_budget_and_takes_the_best_first():
+def test_the_choice_keeps_to_the_budget_and_combinations_are_counted():
     assert choose_modules({"a": (1.0, 5), "b": (3.0, 8), "c": (2.0, 4)}, 12) == ["b", "c"]
     assert choose_modules({"a": (1.0, 5), "b": (3.0, 8), "c": (2.0, 6)}, 13) == ["b", "a"]
     config = make_tiny_model(layers=3).config
     chosen = build(make_tiny_model(layers=3), Ablation("gradient", "chosen by gradient"), BATCH)
     assert 0 < count_parameters(chosen).trainable <= predict_ia3_count(config)
-
-
-def test_counts_of_the_combinations():
     config = make_tiny_model(layers=3).config
     together = build(make_tiny_model(layers=3), Ablation("together", "with LoRA"), BATCH)
     assert count_parameters(together).trainable == predict_ia3_count(config) + predict_lora_count(config)

@@ -25,16 +25,32 @@ from replay import EXTENSIONS, NOTEBOOKS, ROOT
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from utils import plots
-from utils import plots as style
+from study.plots import cost_bars, cost_vs_quality, few_shot_curves, interval_rows, learning_curves, rate_curves
 from utils.adapters import METHODS
 from utils.metrics import Estimate
+from utils.plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    STYLES,
+    contrast,
+    dial_figure,
+    ink_on,
+    lengths_histogram,
+    loss_curve,
+    parameter_bar,
+    vector_heatmap,
+)
 from utils.runs import RunRecord
 
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/*.md")))]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("assets/**/*.md"))]
 RULES = (*access_rules.RULES, headings_in_order)
-PALETTE = (style.BLUE, style.ORANGE, style.BLACK, style.GREEN, style.RED, style.PURPLE, style.GREY)
+PALETTE = (BLUE, ORANGE, BLACK, GREEN, RED, PURPLE, GREY)
 DISTANCE = 10  # CIELAB, between any two colours of a figure, in every kind of colour vision
 TEXT_CONTRAST = 4.5  # WCAG 2.2, 1.4.3
 STEP = (0.5, 1.5)  # of a colour map in equal steps: the change of colour, as a share of the mean change
@@ -101,17 +117,14 @@ def test_simulation_takes_red_and_green_away_and_leaves_grey() -> None:
     )
 
 
-def test_contrast_is_that_of_the_standard() -> None:
-    assert style.contrast("white", "black") == pytest.approx(21) and style.contrast("#777777", "white") < 4.5
-    assert style.contrast("#767676", "white") > 4.5  # the grey that WCAG's own examples stop at
+def test_contrast_is_that_of_the_standard_and_methods_have_marks_besides_their_colour() -> None:
+    assert contrast("white", "black") == pytest.approx(21) and contrast("#777777", "white") < 4.5
+    assert contrast("#767676", "white") > 4.5  # the grey that WCAG's own examples stop at
     for level in range(256):
         background = [level / 255] * 3
-        assert style.contrast(style.ink_on(background), background) >= TEXT_CONTRAST
-
-
-def test_methods_have_a_mark_of_their_own_besides_the_colour() -> None:
-    marks = [(marker, line) for _, marker, line in style.STYLES.values()]
-    assert style.STYLES.keys() == METHODS.keys()
+        assert contrast(ink_on(background), background) >= TEXT_CONTRAST
+    marks = [(marker, line) for _, marker, line in STYLES.values()]
+    assert STYLES.keys() == METHODS.keys()
     assert len({marker for marker, _ in marks}) == len(marks)
 
 
@@ -144,7 +157,7 @@ def estimate(value: float) -> Estimate:
 
 
 def histogram() -> Axes:
-    return plots.lengths_histogram({"positive": [9, 20, 30], "negative": [5, 6, 9], "both": [7, 8]}, block_length=12)
+    return lengths_histogram({"positive": [9, 20, 30], "negative": [5, 6, 9], "both": [7, 8]}, block_length=12)
 
 
 def dial() -> Axes:
@@ -153,18 +166,18 @@ def dial() -> Axes:
         {"curve": curve, "strength": a} | {key: estimate(0.5 + 0.1 * a) for key in keys}
         for curve in ("dial", "contrast") for a in (-1, 0, 1)
     ]  # fmt: skip
-    return plots.dial_figure(rows)
+    return dial_figure(rows)
 
 
 def curves() -> Axes:
     losses = [{"step": step, "eval_loss": 5.0 - step} for step in (0, 1, 2)]
     runs = [RunRecord("finished", m, "mini", "id", {}, seed, history=losses) for m in METHODS for seed in (0, 1)]
-    return plots.learning_curves(runs)
+    return learning_curves(runs)
 
 
 def costs() -> Axes:
     rows = [{"method": m, "trainable": 10 * n, "positivity": estimate(0.5)} for n, m in enumerate(METHODS)]
-    return plots.cost_vs_quality(rows)
+    return cost_vs_quality(rows)
 
 
 def few() -> Axes:
@@ -172,30 +185,30 @@ def few() -> Axes:
         {"method": m, "train_reviews": n, "positivity": estimate(0.5), "test_loss": 4.0}
         for m in METHODS for n in (8, 128)
     ]  # fmt: skip
-    return plots.few_shot_curves(rows, ("positivity", "test_loss"), {"positivity": 0.5, "test_loss": 4.1})[0]
+    return few_shot_curves(rows, ("positivity", "test_loss"), {"positivity": 0.5, "test_loss": 4.1})[0]
 
 
 def bars() -> Axes:
     rows = [{"method": m, "bytes": 10 * n + 1, "time": None} for n, m in enumerate(METHODS)]
-    return plots.cost_bars(rows, {"bytes": "bytes", "time": "time"})[0]
+    return cost_bars(rows, {"bytes": "bytes", "time": "time"})[0]
 
 
 def vectors() -> Axes:
     made = {f"{n}.{part}": 1 + 0.1 * n * torch.ones(24) for n in range(5) for part in ("attention", "feedforward")}
-    return plots.vector_heatmap(made)
+    return vector_heatmap(made)
 
 
 def levels() -> Axes:
     rows = [{"label": name, "positivity": estimate(0.6)} for name in ("keys", "values")]
-    return plots.interval_rows(rows, "positivity", {"base": estimate(0.5), "(IA)³": estimate(0.7)})
+    return interval_rows(rows, "positivity", {"base": estimate(0.5), "(IA)³": estimate(0.7)})
 
 
 FIGURES = {
     "histogram": histogram, "dial": dial, "curves": curves, "costs": costs, "few": few, "bars": bars,
     "vectors": vectors, "levels": levels,
-    "rates": lambda: plots.rate_curves({m: {1e-3: 3.9, 1e-2: 3.8} for m in METHODS}, 4.0),
-    "loss": lambda: plots.loss_curve([{"step": s, "train_loss": 4.0, "eval_loss": 5.0 - s} for s in (0, 1)], 5.0),
-    "parameters": lambda: plots.parameter_bar({"attention": 750, "feed-forward": 250}, {"(IA)³": 1}),
+    "rates": lambda: rate_curves({m: {1e-3: 3.9, 1e-2: 3.8} for m in METHODS}, 4.0),
+    "loss": lambda: loss_curve([{"step": s, "train_loss": 4.0, "eval_loss": 5.0 - s} for s in (0, 1)], 5.0),
+    "parameters": lambda: parameter_bar({"attention": 750, "feed-forward": 250}, {"(IA)³": 1}),
 }  # fmt: skip
 
 
@@ -230,24 +243,23 @@ def mark(line: Line2D, alone: bool) -> object:
     return line.get_marker(), to_hex(line.get_markerfacecolor()) == "#ffffff", dashes
 
 
-def test_no_two_series_differ_by_their_colour_alone(axes: list[Axes]) -> None:
+def test_series_differ_by_more_than_colour_every_bar_is_named_and_the_palette_is_used(axes: list[Axes]) -> None:
     for ax in axes:
         for (colour, one), (other, two) in itertools.combinations(series(ax), 2):
             assert colour == other or one != two, f"{colour} and {other} are both drawn as {one}"
-
-
-def test_every_bar_is_named(axes: list[Axes]) -> None:
     for ax in axes:
         patches = [bar for box in ax.containers if not isinstance(box, ErrorbarContainer) for bar in box.patches]
         rows = {round(bar.get_y() + bar.get_height() / 2) for bar in patches}
         assert not patches or {round(tick) for tick in ax.get_yticks()} >= rows
+    known = {colour.lower() for colour in PALETTE}
+    assert {colour for ax in axes for colour, _ in series(ax)} <= known
 
 
 def test_text_is_read_on_what_lies_behind_it(axes: list[Axes]) -> None:
     for ax in axes:
         for text in (*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()):
             behind = background(ax, text)
-            assert style.contrast(text.get_color(), behind) >= TEXT_CONTRAST, (text, behind)
+            assert contrast(text.get_color(), behind) >= TEXT_CONTRAST, (text, behind)
 
 
 def background(ax: Axes, text: plt.Text) -> object:
@@ -259,11 +271,6 @@ def background(ax: Axes, text: plt.Text) -> object:
     return image.cmap(image.norm(image.get_array()[int(row), int(column)]))
 
 
-def test_figures_use_the_palette(axes: list[Axes]) -> None:
-    known = {colour.lower() for colour in PALETTE}
-    assert {colour for ax in axes for colour, _ in series(ax)} <= known
-
-
-def test_picture_of_the_readme_has_its_alt_text() -> None:
-    (text,) = [alt for _, alt in access_rules.alt_texts(read("README.md"))]
+def test_the_picture_of_the_pages_has_its_alt_text() -> None:
+    (text,) = [alt for name in PAGES for _, alt in access_rules.alt_texts(read(name))]
     assert len(text.split()) > 30 and Path(ROOT / "docs/images/dial.png").is_file()

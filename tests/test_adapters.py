@@ -1,19 +1,17 @@
 """What the notebooks state about (IA)³ and peft, proven on tiny models and on the meta device."""
 
 import copy
-import json
 
 import pytest
 import torch
 from conftest import make_tiny_model
 from peft import IA3Config, get_peft_model
-from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from utils import adapter_files, adapters, steering, storage
-from utils.adapter_files import AdapterError
-from utils.adapters import AdapterLibrary, attach
-from utils.config import PROFILES
+from study.audit import counts
+from utils import adapters
+from utils import evaluation as steering
+from utils.adapters import METHODS, AdapterError, attach
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
 
@@ -38,11 +36,6 @@ def trained(tiny_model):
     return randomise(attach(tiny_model, "ia3")).eval()
 
 
-@pytest.fixture
-def saved(trained, tokenizer, tmp_path):
-    return adapters.save_adapter(trained, tokenizer, tmp_path / "adapter")
-
-
 # --- counts ---------------------------------------------------------------------------------------------------
 
 
@@ -53,12 +46,12 @@ def meta_gpt2() -> GPT2LMHeadModel:
 
 def test_gpt2_counts_on_the_meta_device():
     model = meta_gpt2()
-    plain = adapters.count_parameters(model)
-    assert plain.total == 124_439_808 == sum(adapters.predict_gpt2_groups(model.config).values())
-    assert plain.groups == adapters.predict_gpt2_groups(model.config)
-    counted = adapters.count_parameters(attach(model, "ia3"))
+    plain = counts.count_parameters(model)
+    assert plain.total == 124_439_808 == sum(counts.predict_gpt2_groups(model.config).values())
+    assert plain.groups == counts.predict_gpt2_groups(model.config)
+    counted = counts.count_parameters(attach(model, "ia3"))
     assert (counted.trainable, counted.total) == (64_512, 124_504_320)
-    assert counted.trainable == adapters.predict_ia3_count(GPT2Config()) == counted.groups["adapter"]
+    assert counted.trainable == counts.predict_ia3_count(GPT2Config()) == counted.groups["adapter"]
     assert counted.percent == pytest.approx(0.0518, abs=5e-5)
 
 
@@ -76,25 +69,7 @@ def test_counts_of_the_classic_mistakes(targets, feedforward, count):
     config = IA3Config(
         task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward, fan_in_fan_out=True
     )
-    assert adapters.count_parameters(get_peft_model(meta_gpt2(), config)).trainable == count
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_closed_forms_for_random_sizes(seed):
-    generator = torch.Generator().manual_seed(seed)
-    pick = lambda low, high: int(torch.randint(low, high, (1,), generator=generator))  # noqa: E731
-    config = GPT2Config(
-        n_layer=pick(1, 5), n_embd=4 * pick(2, 12), n_head=4, vocab_size=pick(50, 400), n_positions=pick(8, 64)
-    )
-    with torch.device("meta"):
-        models = [GPT2LMHeadModel(config) for _ in range(3)]
-    assert adapters.count_parameters(models[0]).groups == adapters.predict_gpt2_groups(config)
-    assert adapters.count_parameters(attach(models[1], "ia3")).trainable == adapters.predict_ia3_count(config)
-    assert adapters.count_parameters(attach(models[2], "lora")).trainable == adapters.predict_lora_count(config)
-
-
-def test_lora_count_on_gpt2():
-    assert adapters.predict_lora_count(GPT2Config()) == 294_912
+    assert counts.count_parameters(get_peft_model(meta_gpt2(), config)).trainable == count
 
 
 # --- configuration ----------------------------------------------------------------------------------------------
@@ -110,6 +85,17 @@ def test_a_model_without_the_targets_is_refused_with_its_own_modules_listed():
     model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2))
     with pytest.raises(AdapterError, match=r"no c_attn.*query_key_value"):
         adapters.ia3_config(model)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_module_stays_in_its_mode_and_what_is_added_follows_the_model(method, training):
+    base = make_tiny_model().train(training)
+    base.transformer.h[0].train(not training)
+    before = {module: module.training for module in base.modules()}
+    model = attach(base, method)
+    assert {module: module.training for module in before} == before
+    assert {module.training for module in model.modules() if module not in before} <= {training}
 
 
 def test_unknown_method_and_double_attach(tiny_model):
@@ -165,6 +151,15 @@ def test_scaling_vectors_round_trip_and_refusal(trained):
         adapters.scaling_vectors(make_tiny_model())
 
 
+def test_vectors_that_would_act_on_merged_weights_are_not_set(trained):
+    vectors = adapters.scaling_vectors(trained)
+    trained.merge_adapter()
+    with pytest.raises(AdapterError, match="merged into the weights"):
+        adapters.set_scaling_vectors(trained, vectors)
+    trained.unmerge_adapter()
+    adapters.set_scaling_vectors(trained, vectors)
+
+
 def test_dial_and_contrast(trained):
     vectors = adapters.scaling_vectors(trained)
     other = {key: l.flip(0) for key, l in vectors.items()}
@@ -186,7 +181,7 @@ def test_merge_is_close_and_leaves_the_base_alone(trained):
     merged = adapters.merge(trained)
     assert torch.allclose(logits(merged), logits(trained), atol=1e-5)
     assert adapters.base_fingerprint(trained) == fingerprint != adapters.base_fingerprint(merged)
-    assert not storage.carries_adapter(merged) and storage.carries_adapter(trained)
+    assert not adapters.carries_adapter(merged) and adapters.carries_adapter(trained)
 
 
 def test_merge_by_hand_columns_bias_and_rows(trained):
@@ -212,284 +207,6 @@ def test_merge_refuses_nan_and_a_plain_model(trained):
         adapters.merge(make_tiny_model())
 
 
-# --- saving and loading -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["ia3", "lora"])
-def test_saved_and_reloaded_is_equal(tiny_model, tokenizer, tmp_path, method):
-    model = randomise(attach(tiny_model, method)).eval()
-    adapters.save_adapter(model, tokenizer, tmp_path / "a")
-    reloaded = adapters.load_adapter(make_tiny_model(), tmp_path / "a")
-    assert torch.equal(logits(reloaded), logits(model))
-    assert not any(p.requires_grad for p in reloaded.parameters())
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(adapter_files.FILES)
-
-
-def test_reload_to_train_on(saved):
-    model = adapters.load_adapter(make_tiny_model(), saved, trainable=True)
-    assert adapters.count_parameters(model).trainable == adapters.predict_ia3_count(model.config)
-
-
-def test_saving_again_replaces_and_leaves_no_rubbish(trained, tokenizer, saved):
-    first = (saved / "adapter_model.safetensors").read_bytes()
-    adapters.save_adapter(randomise(trained, seed=1), tokenizer, saved)
-    assert (saved / "adapter_model.safetensors").read_bytes() != first
-    assert {p.name for p in saved.parent.iterdir()} == {"adapter", ".adapter.lock"}  # the lock stays, empty
-
-
-def test_no_path_of_this_machine_in_a_saved_adapter(trained, tokenizer, tmp_path):
-    folder = adapters.save_adapter(trained, tokenizer, tmp_path / "a")
-    assert str(tmp_path) not in "".join(p.read_text(errors="replace") for p in folder.iterdir())
-
-
-def test_another_base_is_refused(saved):
-    other = make_tiny_model(seed=7)
-    with pytest.raises(AdapterError, match="another base"):
-        adapters.load_adapter(other, saved)
-    assert not storage.carries_adapter(other)
-
-
-def test_a_merged_base_is_refused(trained, saved):
-    with pytest.raises(AdapterError, match="apply it twice"):
-        adapters.load_adapter(adapters.merge(trained), saved)
-
-
-def test_a_base_with_foreign_layers_is_refused(saved):
-    base = make_tiny_model()
-    attach(base, "ia3")
-    with pytest.raises(AdapterError, match="already carries"):
-        adapters.load_adapter(base, saved)
-
-
-def test_nan_is_refused(saved):
-    path = saved / "adapter_model.safetensors"
-    tensors = load_file(path)
-    tensors[sorted(tensors)[0]].view(-1)[0] = float("nan")
-    save_file(tensors, path)
-    with pytest.raises(AdapterError, match="NaN"):
-        adapters.load_adapter(make_tiny_model(), saved)
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, -8])
-def test_a_truncated_file_is_refused(saved, keep):
-    path = saved / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(AdapterError, match="truncated or corrupt"):
-        adapters.load_adapter(make_tiny_model(), saved)
-
-
-def test_missing_adapter_says_which_notebook_to_run(tmp_path):
-    with pytest.raises(AdapterError, match=r"run 02-Train\.ipynb"):
-        adapters.load_adapter(make_tiny_model(), tmp_path / "none")
-
-
-def test_a_damaged_probe_is_refused(saved):
-    (saved / "probe.json").write_text("{", encoding="utf-8")
-    with pytest.raises(AdapterError, match=r"probe\.json is damaged"):
-        adapters.load_adapter(make_tiny_model(), saved)
-
-
-def test_changed_vectors_fail_the_probe_and_leave_a_clean_base(saved):
-    path = saved / "adapter_model.safetensors"
-    save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
-    base = make_tiny_model()
-    before = logits(base)
-    with pytest.raises(AdapterError, match="logits differ"):
-        adapters.load_adapter(base, saved)
-    assert not storage.carries_adapter(base) and torch.equal(logits(base), before)
-
-
-def test_saving_nonsense_is_refused(trained, tokenizer, tmp_path):
-    with pytest.raises(AdapterError, match="attach one first"):
-        adapters.save_adapter(make_tiny_model(), tokenizer, tmp_path / "a")
-    adapters.ia3_parameters(trained)["0.attention"].data.fill_(float("nan"))
-    with pytest.raises(AdapterError, match="not saved"):
-        adapters.save_adapter(trained, tokenizer, tmp_path / "a")
-    assert not (tmp_path / "a").exists()
-
-
-def test_probe_holds_what_it_promises(saved):
-    probe = json.loads((saved / "probe.json").read_text())
-    assert probe["base_fingerprint"] == adapters.base_fingerprint(make_tiny_model())
-    assert set(probe["versions"]) == {"torch", "transformers", "peft"}
-    assert len(probe["logits"]) == storage.PROBE_LOGITS
-
-
-# --- several adapters -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def two(tokenizer, tmp_path):
-    """Folders of two different adapters, and the logits each should give."""
-    folders, expected = {}, {}
-    for seed, task in enumerate(("positive", "negative")):
-        model = randomise(attach(make_tiny_model(), "ia3"), seed).eval()
-        folders[task] = adapters.save_adapter(model, tokenizer, tmp_path / task)
-        expected[task] = logits(model)
-    return folders, expected
-
-
-def test_library_keeps_tasks_apart(two, tokenizer):
-    folders, expected = two
-    library = AdapterLibrary(make_tiny_model(), tokenizer)
-    for task, folder in folders.items():
-        library.load(task, folder)
-    assert library.tasks == ["positive", "negative"]
-    for task in ("positive", "negative", "positive"):
-        with library.use(task) as model:
-            assert torch.equal(logits(model), expected[task])
-            assert not any(p.requires_grad for p in model.parameters())
-    with library.use(None) as model:
-        assert torch.equal(logits(model), logits(make_tiny_model()))
-    with library.use("positive") as model:
-        with library.use("negative"):
-            pass
-        assert torch.equal(logits(model), expected["positive"])
-
-
-def test_library_removes_down_to_the_plain_base(two, tokenizer):
-    folders, expected = two
-    library = AdapterLibrary(make_tiny_model(), tokenizer)
-    for task, folder in folders.items():
-        library.load(task, folder)
-    library.remove("positive")
-    with library.use("negative") as model:
-        assert torch.equal(logits(model), expected["negative"])
-    library.remove("negative")
-    assert library.tasks == [] and not storage.carries_adapter(library.base)
-    with library.use(None) as model:
-        assert torch.equal(logits(model), logits(make_tiny_model()))
-    library.load("again", folders["positive"])
-    with library.use("again") as model:
-        assert torch.equal(logits(model), expected["positive"])
-
-
-def test_library_errors(two, tokenizer):
-    folders, _ = two
-    library = AdapterLibrary(make_tiny_model(), tokenizer)
-    with pytest.raises(AdapterError, match="loaded are none"), library.use("positive"):
-        pass
-    library.load("positive", folders["positive"])
-    with pytest.raises(AdapterError, match="loaded are positive"):
-        library.generate("happy", ["I"])
-    with pytest.raises(AdapterError, match="loaded already"):
-        library.load("positive", folders["negative"])
-    with pytest.raises(AdapterError, match="clean base"):
-        AdapterLibrary(library.base, tokenizer)
-
-
-def test_library_generates_by_task(two, tokenizer):
-    folders, _ = two
-    library = AdapterLibrary(make_tiny_model(), tokenizer)
-    library.load("positive", folders["positive"])
-    options = {"new_tokens": 8, "do_sample": False}
-    alone = adapters.generate(library.base, tokenizer, ["I saw"], **options)
-    assert library.generate("positive", ["I saw"], **options) == alone  # the base carries the active adapter
-    assert library.generate(None, ["I saw"], **options) == adapters.generate(
-        make_tiny_model(), tokenizer, ["I saw"], **options
-    )
-
-
-def test_the_lab_sheets_manager_mixes_its_tasks(two):
-    """Why AdapterLibrary exists: two PeftModels on one base share layers, so the first runs the second's vectors."""
-    from peft import PeftModel
-
-    folders, expected = two
-    base = make_tiny_model()
-    with pytest.warns(UserWarning):
-        first = PeftModel.from_pretrained(base, folders["positive"])
-        PeftModel.from_pretrained(base, folders["negative"])
-    assert not torch.equal(logits(first.eval()), expected["positive"])
-
-
-def test_fingerprint_ignores_adapters_and_sees_one_changed_weight(tiny_model):
-    before = adapters.base_fingerprint(tiny_model)
-    twin = copy.deepcopy(tiny_model)
-    assert adapters.base_fingerprint(attach(tiny_model, "ia3")) == before
-    twin.transformer.h[1].mlp.c_fc.weight.data[0, 0] += 1e-6
-    assert adapters.base_fingerprint(twin) != before
-
-
-def test_a_bad_adapter_leaves_the_library_as_it_was(two, tokenizer):
-    folders, expected = two
-    library = AdapterLibrary(make_tiny_model(), tokenizer)
-    library.load("positive", folders["positive"])
-    path = folders["negative"] / "adapter_model.safetensors"
-    save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
-    with pytest.raises(AdapterError, match="logits differ"):
-        library.load("negative", folders["negative"])
-    assert library.tasks == ["positive"]
-    assert torch.equal(logits(library.model), expected["positive"])
-
-
-# --- what a hostile reader found ---------------------------------------------------------------------------------
-
-
-def test_a_name_in_use_is_refused_and_the_adapter_of_that_name_stays(saved, trained, tokenizer, tmp_path):
-    other = adapters.save_adapter(randomise(attach(make_tiny_model(), "ia3"), 7).eval(), tokenizer, tmp_path / "other")
-    model = adapters.load_adapter(make_tiny_model(), saved)
-    before = logits(model)
-    with pytest.raises(AdapterError, match="named 'default' is loaded already"):
-        adapters.load_adapter(model, other)
-    with pytest.raises(AdapterError, match="cannot name an adapter"):
-        adapters.load_adapter(model, other, name="a.b")
-    assert torch.equal(logits(model), before)
-
-
-def spoil_shape(folder) -> None:
-    path = folder / "adapter_model.safetensors"
-    tensors = load_file(path)
-    key = next(iter(tensors))
-    save_file(tensors | {key: tensors[key].flatten()[:3].clone()}, path)
-
-
-def spoil_config(folder) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(path.read_text()[:40])
-
-
-def spoil_probe(folder) -> None:
-    path = folder / "probe.json"
-    probe = json.loads(path.read_text())
-    path.write_text(json.dumps(probe | {"logits": probe["logits"][:5]}))
-
-
-@pytest.mark.parametrize("spoil", [spoil_shape, spoil_config, spoil_probe])
-@pytest.mark.parametrize("beside", [False, True], ids=["on a plain base", "beside another adapter"])
-def test_whatever_is_wrong_is_one_error_and_leaves_the_base_as_it_was(saved, two, spoil, beside):
-    base = (
-        adapters.load_adapter(make_tiny_model(), two[0]["positive"], name="positive") if beside else make_tiny_model()
-    )
-    before, flags = logits(base), [p.requires_grad for p in base.parameters()]
-    spoil(saved)
-    with pytest.raises(AdapterError):
-        adapters.load_adapter(base, saved, name="new")
-    assert torch.equal(logits(base), before) and [p.requires_grad for p in base.parameters()] == flags
-    assert beside or not (storage.carries_adapter(base) or hasattr(base, "peft_config"))
-    assert not beside or list(base.peft_config) == ["positive"]
-
-
-def test_an_untrained_adapter_is_no_merged_base(tokenizer, tmp_path):
-    folder = adapters.save_adapter(attach(make_tiny_model(), "ia3").eval(), tokenizer, tmp_path / "fresh")
-    assert torch.equal(logits(adapters.load_adapter(make_tiny_model(), folder)), logits(make_tiny_model()))
-
-
-def test_a_task_inside_the_bare_base_is_the_task_and_nothing_becomes_trainable(two, tokenizer):
-    library = AdapterLibrary(make_tiny_model(), tokenizer)
-    for task, folder in two[0].items():
-        library.load(task, folder)
-    with library.use("positive") as model:
-        positive = logits(model)
-    with library.use(None) as model:
-        base = logits(model)
-        with library.use("positive") as inner:
-            assert torch.equal(logits(inner), positive)
-        assert torch.equal(logits(model), base) and not torch.equal(base, positive)
-    assert not any(p.requires_grad for p in library.model.parameters())
-    with library.use("positive") as model:
-        assert torch.equal(logits(model), positive)
-
-
 def test_merging_in_place_looks_before_it_leaps(trained):
     """NaN in the last layer only: the layers before it must not be merged when the error comes."""
     before = {n: p.clone() for n, p in trained.named_parameters() if "ia3_" not in n}
@@ -502,19 +219,9 @@ def test_merging_in_place_looks_before_it_leaps(trained):
     assert all(torch.equal(p, now[n]) for n, p in before.items())
 
 
-def test_find_adapter_passes_over_what_does_not_fit_and_says_so(trained, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "ASSETS", tmp_path / "assets")
-    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
-    profile, base = PROFILES["mini"], make_tiny_model()
-    with pytest.raises(AdapterError, match="no positive adapter for profile mini: run 02"):
-        adapters.find_adapter(profile, "positive", base)
-    shipped = tmp_path / "assets" / "adapters" / "mini" / "positive-seed0"
-    adapters.save_adapter(trained, tokenizer, shipped, config_id=profile.config_id())
-    assert adapters.find_adapter(profile, "positive", base) == (shipped, "reference run")
-    yours = tmp_path / "artifacts" / "mini" / "adapters" / "positive"
-    adapters.save_adapter(trained, tokenizer, yours, config_id="another")
-    assert adapters.find_adapter(profile, "positive", base)[1] == "reference run"
-    adapters.save_adapter(trained, tokenizer, yours, config_id=profile.config_id())
-    assert adapters.find_adapter(profile, "positive", base) == (yours, "yours")
-    with pytest.raises(AdapterError, match="yours: made with another base.*reference run: made with another base"):
-        adapters.find_adapter(profile, "positive", make_tiny_model(seed=5))
+def test_fingerprint_ignores_adapters_and_sees_one_changed_weight(tiny_model):
+    before = adapters.base_fingerprint(tiny_model)
+    twin = copy.deepcopy(tiny_model)
+    assert adapters.base_fingerprint(attach(tiny_model, "ia3")) == before
+    twin.transformer.h[1].mlp.c_fc.weight.data[0, 0] += 1e-6
+    assert adapters.base_fingerprint(twin) != before

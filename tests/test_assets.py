@@ -10,24 +10,23 @@ from safetensors import safe_open
 from study.ablations import ABLATIONS
 from study.comparison import chosen_rates, study_runs, sweep_losses, usable_runs
 from study.dial import load_reference_dial
-from utils.adapter_files import read_probe
-from utils.adapters import METHODS, load_base
+from utils.adapters import METHODS, base_fingerprint
 from utils.config import ASSETS, PROFILES
-from utils.counts import count_parameters
 from utils.runs import load_runs
-from utils.storage import base_fingerprint, load_adapter
+from utils.saving import load_adapter, read_probe
+from utils.sizes import count_parameters
 
 PROFILE = PROFILES["mini"]
 ADAPTERS = sorted((ASSETS / "adapters" / "mini").iterdir())
 
 
 @pytest.fixture(scope="module")
-def base():
-    return load_base(PROFILE, "cpu")
+def fingerprint(embedded):
+    return base_fingerprint(embedded()[0])
 
 
-def test_the_embedded_model_is_what_the_course_promises(base):
-    model, tokenizer = base
+def test_the_embedded_model_is_what_the_course_promises_and_its_card_says(embedded):
+    model, tokenizer = embedded()
     assert 5e6 <= count_parameters(model).total <= 12e6
     assert model.config.n_positions >= 256 and 8000 <= len(tokenizer) == model.config.vocab_size <= 8400
     weights = ASSETS / "mini-gpt2" / "model.safetensors"
@@ -35,19 +34,16 @@ def test_the_embedded_model_is_what_the_course_promises(base):
     with safe_open(weights, "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == model.config.eos_token_id
-
-
-def test_its_card_and_its_record_agree(base):
     record = json.loads((ASSETS / "mini-gpt2" / "pretraining.json").read_text(encoding="utf-8"))
     card = (ASSETS / "mini-gpt2" / "README.md").read_text(encoding="utf-8")
-    assert record["parameters"] == count_parameters(base[0]).total
+    assert record["parameters"] == count_parameters(model).total
     for value in (f"{record['steps']:,}", f"{record['tokens']:,}", *map(str, record["bits_per_byte"].values())):
         assert value in card
 
 
 @pytest.mark.parametrize("folder", ADAPTERS, ids=lambda folder: folder.name)
-def test_every_shipped_adapter_loads_on_the_shipped_base(folder):
-    model = load_adapter(load_base(PROFILE, "cpu")[0], folder)
+def test_every_shipped_adapter_loads_on_the_shipped_base(embedded, folder):
+    model = load_adapter(embedded()[0], folder)
     assert read_probe(folder)["config_id"] == PROFILE.config_id()
     assert model.active_adapter == "default"
 
@@ -58,15 +54,10 @@ def test_there_is_a_pair_of_adapters_for_every_seed():
     assert names == {f"{task}-seed{seed}" for task in ("positive", "negative") for seed in seeds} and "0" in seeds
 
 
-def test_records_and_dial_were_made_on_the_shipped_base(base):
-    fingerprint = base_fingerprint(base[0])
+def test_records_are_of_the_shipped_base_three_seeds_a_method_its_sweeps_rate_and_every_ablation(fingerprint):
     records, excluded = load_runs(ASSETS / "runs" / "mini", config_id=PROFILE.config_id())
     assert excluded == [] and {record.config["base"] for record in records} == {fingerprint}
     assert load_reference_dial(PROFILE, fingerprint)[1] is None
-
-
-def test_every_method_has_three_seeds_and_the_rate_that_its_sweep_chose(base):
-    fingerprint = base_fingerprint(base[0])
     records, excluded = usable_runs(ASSETS / "runs" / "mini", PROFILE, fingerprint)
     runs = {(record.task, record.method, record.seed) for record in records}
     wanted = {("positive", method, seed) for method in METHODS for seed in range(3)}
@@ -75,9 +66,6 @@ def test_every_method_has_three_seeds_and_the_rate_that_its_sweep_chose(base):
     assert (name, excluded) == ("mini", []) and chosen_rates(sweep) == PROFILE.learning_rates
     for losses in sweep_losses(sweep).values():
         assert min(losses, key=losses.get) not in (min(losses), max(losses))  # a worse rate on either side
-
-
-def test_every_ablation_has_a_record():
     records, name, excluded = study_runs(PROFILE, "ablations")
     found = {(r.config["study"], r.method, r.config["variant"], r.task) for r in records if r.seed == 0}
     assert (name, excluded) == ("mini", [])

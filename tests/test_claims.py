@@ -19,21 +19,19 @@ from study.claims import (
     READERS,
     VERDICTS,
     Claim,
-    ClaimError,
     agrees,
+    as_text,
     audit_table,
     explain,
     find,
     load_claims,
-    resolve,
     source,
     tally,
     verdict_is_consistent,
 )
 from utils.config import ASSETS, PROFILES
 from utils.metrics import Estimate
-from utils.plots import show
-from utils.runs import RunError, RunRecord, write_json
+from utils.runs import RunRecord, write_json
 
 CLAIMS = load_claims()
 CONTENT = json.loads((ASSETS / "claims.json").read_text(encoding="utf-8"))
@@ -62,6 +60,7 @@ def test_at_least_twenty_claims_of_all_four_documents():
     assert len(CLAIMS) >= 20 and max(Counter(claim.id for claim in CLAIMS).values()) == 1
     assert {claim.document for claim in CLAIMS} == set(CONTENT["documents"]) and len(CONTENT["documents"]) == 4
     topics = {claim.topic for claim in CLAIMS}
+    assert {claim.verdict for claim in CLAIMS} <= set(VERDICTS)
     assert sum(len(load_claims(topic=topic)) for topic in topics) == len(CLAIMS)
 
 
@@ -89,37 +88,15 @@ def test_quotes_are_the_documents_own(claim):
 
 
 @each_claim
-def test_no_number_of_ours_is_typed(claim):
+def test_no_number_of_ours_is_typed_and_each_says_where_it_is_from(claim):
     fields = {field for _, field, _, _ in string.Formatter().parse(claim.why) if field}
     assert fields <= named(claim).keys()
     for text in (claim.claim, re.sub(r"\{\w+\}", "", claim.why)):
         assert not re.search(r"\d", re.sub(NAMES, "", text)), text
-
-
-@each_claim
-def test_named_tests_exist_and_tables_say_where_a_number_is_from(claim):
     for evidence in named(claim).values():
         assert source(evidence)
         if evidence["kind"] == "test":
             assert find(evidence) == evidence["id"]
-
-
-def test_nonsense_in_the_file_is_refused_by_name(tmp_path):
-    def broken(**changes: object) -> Path:
-        entry = CONTENT["claims"][0] | changes
-        path = tmp_path / "claims.json"
-        write_json(path, CONTENT | {"claims": [{k: v for k, v in entry.items() if v != "dropped"}]})
-        return path
-
-    for changes, words in (
-        ({"verdict": "true"}, "verdict 'true' is not one of"),
-        ({"why": "dropped", "extra": 1}, "missing or unknown: extra, why"),
-        ({"document": "blog"}, "document 'blog' is not described"),
-        ({"evidence": {"kind": "hearsay"}}, "evidence must be one of audit, cost"),
-        ({"check": {"check": "looks right"}}, "check must be one of equals"),
-    ):
-        with pytest.raises(ClaimError, match=words):
-            load_claims(broken(**changes))
 
 
 # --- the records --------------------------------------------------------------------------------------------------
@@ -150,22 +127,10 @@ def test_the_record_is_what_is_measured_today(measured):
     assert RECORD["versions"]["peft"] and RECORD["hardware"]["name"]
 
 
-@pytest.mark.timeout(1200)
-def test_any_edit_of_the_record_is_found(measured):
-    for name, value in RECORD["values"].items():
-        if isinstance(value, bool):
-            edited = not value
-        elif isinstance(value, (int, float)):
-            edited = (value or 0.01) * (20 if name in ROUNDING else 1.01) if isinstance(value, float) else value + 1
-        else:
-            edited = value[::-1]
-        assert as_measured(RECORD["values"] | {name: edited}, measured) == [name]
-
-
 @each_claim
 def test_every_verdict_is_the_one_the_numbers_give(claim):
     answer = verdict_is_consistent(claim)
-    assert answer is not False, f"{claim.verdict!r} does not go with {show(resolve(claim))}"
+    assert answer is not False, f"{claim.verdict!r} does not go with {as_text(find(claim.evidence))}"
     if claim.evidence["kind"] in ("audit", "test", "published"):
         assert answer is True
 
@@ -191,7 +156,7 @@ def test_an_edited_number_turns_a_verdict_over(copied):
 def test_without_a_record_nothing_is_invented(tmp_path):
     mine = [claim for claim in CLAIMS if claim.evidence["kind"] in ("audit", "cost", "runs")]
     assert {claim.evidence["kind"] for claim in mine} == {"audit", "cost", "runs"} < READERS.keys()
-    assert [resolve(claim, tmp_path) for claim in mine] == [None] * len(mine)
+    assert [find(claim.evidence, tmp_path) for claim in mine] == [None] * len(mine)
     assert [verdict_is_consistent(claim, tmp_path) for claim in mine] == [None] * len(mine)
     assert tally(mine, tmp_path) == dict.fromkeys(VERDICTS, 0) | {NOT_MEASURED: len(mine)}
     text = audit_table(mine, tmp_path)
@@ -212,10 +177,10 @@ def test_cost_is_read_of_todays_configuration_only(tmp_path):
     assert find(cost, tmp_path) is None
 
 
-def save_run(assets: Path, method: str, seed: int, base: str = "b", **metrics: float) -> None:
+def save_run(assets: Path, method: str, seed: int, **metrics: float) -> None:
     """A finished run of today's configuration."""
     profile = PROFILES["mini"]
-    config = profile.sampling | {"base": base, "learning_rate": profile.learning_rates[method]}
+    config = profile.sampling | {"base": "b", "learning_rate": profile.learning_rates[method]}
     record = RunRecord("finished", method, "mini", profile.config_id(), config, seed, metrics=metrics)
     record.save(assets / "runs" / "mini" / f"positive-{method}-seed{seed}.json")
 
@@ -231,9 +196,6 @@ def test_runs_give_a_mean_a_difference_or_a_setting(tmp_path):
     assert find(runs | {"other": "full"}, tmp_path) is None
     assert find({"kind": "runs", "method": "ia3", "config": "learning_rate"}, tmp_path) == rate
     assert find({"kind": "runs", "method": "full", "config": "learning_rate"}, tmp_path) is None
-    save_run(tmp_path, "ia3", 3, base="another", steps_to_90_percent=1)
-    with pytest.raises(RunError, match="several base models"):
-        find(runs, tmp_path)
 
 
 # --- agreeing and showing -----------------------------------------------------------------------------------------
@@ -262,10 +224,10 @@ def test_agreement(ours, check, answer):
 
 def test_values_as_text():
     values = [64512, 0.05181, 1.2e-6, True, "ValueError", [3, 4], Estimate(-12.5, -30, 5, 3), None]
-    assert [show(value) for value in values] == [
+    assert [as_text(value) for value in values] == [
         "64,512", "0.0518", "1.2e-06", "yes", "ValueError", "3 of 4", "-12.5 [-30, 5]", NOT_MEASURED,
     ]  # fmt: skip
-    assert show(0.5, "%") == "0.5 %" and show(None, "%") == NOT_MEASURED
+    assert as_text(0.5, "%") == "0.5 %" and as_text(None, "%") == NOT_MEASURED
 
 
 def test_the_table_shows_every_claim_within_the_width_of_a_notebook(copied):
@@ -273,7 +235,7 @@ def test_the_table_shows_every_claim_within_the_width_of_a_notebook(copied):
     flat = " ".join(text.split())
     for claim in CLAIMS:
         assert claim.test in flat
-        if resolve(claim, copied) is not None:
+        if find(claim.evidence, copied) is not None:
             assert " ".join(explain(claim, copied).split()) in flat
     assert max(map(len, text.splitlines())) <= 120 and "{" not in text
     assert sum(tally(CLAIMS, copied).values()) == len(CLAIMS)

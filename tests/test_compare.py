@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from conftest import make_tiny_model
 
 from study import __main__ as compare
@@ -14,9 +15,9 @@ from study import dial as dial_module
 from study import records as study_records
 from study.ablations import ABLATIONS
 from study.comparison import chosen_rates, measure_run, stranger, sweep_losses, sweep_run, usable_runs
-from study.cost import cost_rows, latency_cost, training_cost
+from study.cost import cost_rows, latency_cost, step_ratios, training_cost
 from study.dial import dial_header
-from utils.adapters import METHODS
+from utils.adapters import METHODS, attach
 from utils.runs import RunRecord
 
 
@@ -103,7 +104,7 @@ def test_the_next_rate(losses, expected):
     assert study_records.next_rate(9e-4, losses) == expected
 
 
-def test_a_rate_that_diverges_is_not_chosen(bench, assets):
+def test_the_rate_with_the_lowest_mean_loss_is_chosen_and_never_one_that_diverges(bench, assets):
     records = [
         study_records.make_one(bench, assets / f"{rate}.json", partial(sweep_run, bench, "full", rate, 0), stranger)
         for rate in (1e30, 1e-3)
@@ -111,9 +112,6 @@ def test_a_rate_that_diverges_is_not_chosen(bench, assets):
     assert [record.status for record in records] == ["failed", "finished"]
     assert records[1].metrics["best_loss"] < records[1].metrics["start_loss"]
     assert chosen_rates(records) == {"full": 1e-3}
-
-
-def test_the_rate_with_the_lowest_mean_loss_is_chosen():
     losses = {(1e-3, 0): 4.0, (1e-3, 1): 4.4, (1e-2, 0): 4.1, (1e-2, 1): 4.1}
     records = [
         RunRecord("finished", "ia3", "mini", "id", {"learning_rate": r}, s, metrics={"best_loss": v})
@@ -140,6 +138,15 @@ def test_costs_of_every_method(bench):
     assert rows["base"]["saved_bytes"] == 0 < rows["lora"]["saved_bytes"] < rows["ia3"]["saved_bytes"]
     assert rows["ia3"]["bytes_on_disk"] < rows["full"]["bytes_on_disk"]
     json.dumps(list(rows.values()), allow_nan=False)
+
+
+def test_step_ratios_leave_the_models_as_they_were(bench):
+    models = {method: attach(make_tiny_model(), method) for method in ("ia3", "full")}
+    before = {name: [p.detach().clone() for p in model.parameters()] for name, model in models.items()}
+    ratios = step_ratios(models, bench.blocks("adapter", "positive"), batch_size=4, rounds=3)
+    assert list(ratios) == ["ia3", "full"] and ratios["full"] == 1.0 and ratios["ia3"] > 0
+    for name, model in models.items():
+        assert all(torch.equal(a, b) for a, b in zip(before[name], model.parameters(), strict=True))
 
 
 def test_training_cost_has_a_row_a_method():

@@ -2,20 +2,15 @@
 
 import dataclasses
 import json
-import logging
 import pickle
-import random
 import subprocess
 import sys
-import warnings
 
-import numpy
 import pytest
 import torch
 
 from utils import config
-from utils.config import PROFILES, describe, load_profile
-from utils.settings import ROOT, ConfigError
+from utils.config import PROFILES, ROOT, ConfigError, describe, load_profile
 
 
 @pytest.fixture(autouse=True)
@@ -133,18 +128,6 @@ def test_describe_is_one_line_with_all_that_was_chosen():
     assert "\n" not in line and "package" in describe(PROFILES["mini"])
 
 
-def test_the_seed_reaches_every_generator():
-    def draw():
-        return random.random(), numpy.random.get_state()[1][0], float(torch.rand(1))
-
-    config.seed_everything(5)
-    first = draw()
-    config.seed_everything(5)
-    assert draw() == first
-    config.seed_everything(6)
-    assert all(a != b for a, b in zip(draw(), first, strict=True))
-
-
 def test_artifacts_go_where_they_are_sent(monkeypatch, tmp_path):
     monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "out"))
     folder = config.artifacts_dir(PROFILES["mini"])
@@ -152,36 +135,7 @@ def test_artifacts_go_where_they_are_sent(monkeypatch, tmp_path):
     assert config.artifacts_dir(PROFILES["mini"]) == folder
 
 
-def test_a_notebook_starts_quiet_and_seeded(monkeypatch):
-    from datasets import are_progress_bars_disabled
-    from transformers.utils import logging
-
-    monkeypatch.setenv("LAB_PROFILE", "mini")
-    with warnings.catch_warnings(record=True) as caught:
-        profile = config.setup_notebook()
-        warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed", FutureWarning, stacklevel=1)
-        warnings.warn("something else", FutureWarning, stacklevel=1)
-    assert profile == PROFILES["mini"]
-    assert [str(warning.message) for warning in caught] == ["something else"]
-    assert are_progress_bars_disabled() and not logging.is_progress_bar_enabled()
-    assert logging.get_verbosity() == logging.ERROR
-    drawn = torch.rand(1)
-    config.seed_everything(profile.seed)
-    assert torch.equal(drawn, torch.rand(1))
-
-
-def test_datasets_is_quiet_though_a_notebook_loads_it_later():
-    code = (
-        "import sys, utils.config; utils.config.quiet(); print('datasets' in sys.modules); import datasets; "
-        "print(datasets.are_progress_bars_disabled(), datasets.utils.logging.get_verbosity())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.stdout.split() == ["False", "True", str(logging.ERROR)], done.stderr
-
-
 def test_importing_the_configuration_is_cheap():
-    code = (
-        "import sys, utils.config, utils.hub; print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
-    )
+    code = "import sys, utils.config; print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.stdout.strip() == "set()", done.stderr

@@ -6,40 +6,21 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 
-from utils import data
+import utils.data as data
 from utils.config import PROFILES
 
 
-@pytest.fixture(scope="module")
-def real() -> dict[str, list[dict]]:
-    return data.split_reviews(data.read_packaged_reviews())
-
-
-def test_25000_reviews_half_of_each_label(real):
-    rows = [row for part in real.values() for row in part]
-    assert len(rows) == 25_000
-    assert sum(row["label"] for row in rows) == 12_500
-
-
-def test_duplicates_fall_on_one_side_and_parts_are_disjoint(real):
+def test_the_25000_reviews_split_into_disjoint_parts_without_html(real_reviews):
+    rows = [row for part in real_reviews.values() for row in part]
+    assert len(rows) == 25_000 and sum(row["label"] for row in rows) == 12_500
     seen: dict[str, str] = {}
-    repeats = 0
-    for part, rows in real.items():
-        for row in rows:
-            assert seen.setdefault(row["text"], part) == part
-            repeats += 1
-    assert repeats - len(seen) > 50  # there are duplicates in IMDB, so the loop above did check something
-
-
-def test_parts_are_large_enough(real):
-    positive = sum(row["label"] for row in real["adapter"])
-    assert positive >= 3000 and len(real["adapter"]) - positive >= 3000
-    for part, share in data.PARTS.items():
-        assert len(real[part]) / 25_000 == pytest.approx(share, abs=0.01)
-
-
-def test_no_html_is_left(real):
-    text = " ".join(row["text"] for row in real["adapter"])
+    for part, found in real_reviews.items():
+        assert len(found) / 25_000 == pytest.approx(data.PARTS[part], abs=0.01)
+        assert all(seen.setdefault(row["text"], part) == part for row in found)
+    assert len(rows) - len(seen) > 50  # there are duplicates in IMDB, so the line above did check something
+    adapter = real_reviews["adapter"]
+    assert min(sum(row["label"] == label for row in adapter) for label in (0, 1)) >= 3000
+    text = " ".join(row["text"] for row in adapter)
     assert "<br" not in text and "&#" not in text and "\n" not in text
     stray = {character for character in text if "\x80" <= character <= "\x9f"}
     assert stray <= set("\x81\x8d\x8f\x90\x9d")  # the five bytes that Windows-1252 leaves undefined
@@ -66,14 +47,11 @@ def test_clean_review(raw, clean):
     assert data.clean_review(raw) == clean
 
 
-def test_wrong_checksum_is_an_error_with_the_remedy(tmp_path):
+def test_a_wrong_or_missing_file_is_an_error_with_the_remedy(tmp_path):
     path = tmp_path / "reviews.csv"
     path.write_text("text,label,source\ngood,1,imdb\n", encoding="utf-8")
     with pytest.raises(data.DataError, match=r"SHA-256.*pip install --force-reinstall"):
         list(data.read_packaged_reviews(path))
-
-
-def test_missing_csv_is_an_error_with_the_remedy(tmp_path):
     with pytest.raises(data.DataError, match="pip install"):
         list(data.read_packaged_reviews(tmp_path / "none.csv"))
 
@@ -89,7 +67,7 @@ def test_pack_loses_only_the_tail_and_keeps_every_end_of_text():
         assert all(len(block) == length for block in blocks) and len(stream) - len(blocks) * length < length
 
 
-def test_to_blocks_trains_on_end_of_text(reviews, tokenizer):
+def test_blocks_train_on_end_of_text_and_may_be_half_of_each_label(reviews, tokenizer):
     blocks = data.to_blocks(Dataset.from_list(reviews), tokenizer, 16)
     ids = blocks["input_ids"][:]
     labels = blocks["labels"][:]
@@ -98,11 +76,13 @@ def test_to_blocks_trains_on_end_of_text(reviews, tokenizer):
     assert len(reviews) - 1 <= ends <= len(reviews)  # one after each review; the last may be in the dropped tail
     text = tokenizer.decode([int(i) for i in ids.flatten()])
     assert text.startswith(reviews[0]["text"] + tokenizer.eos_token + reviews[1]["text"])
-
-
-def test_too_few_reviews_for_a_block(reviews, tokenizer):
     with pytest.raises(data.DataError, match="do not fill one block"):
         data.to_blocks(Dataset.from_list(reviews[:1]), tokenizer, 64)
+    blocks = data.balanced_blocks(Dataset.from_list(reviews), tokenizer, 16, limit=8)
+    halves = [data.review_blocks(Dataset.from_list(reviews), label, tokenizer, 16, limit=4) for label in data.LABELS]
+    assert len(blocks) == 8 and blocks["input_ids"][:].tolist() == [
+        row for half in halves for row in half["input_ids"][:].tolist()
+    ]
 
 
 def test_select_reviews(reviews):
@@ -127,10 +107,10 @@ def test_load_reviews_keeps_a_copy_and_datasets_cache_works(monkeypatch, tmp_pat
 
 
 def test_hub_parquet_gives_the_same_split(monkeypatch, tmp_path, reviews):
-    file = tmp_path / "train.parquet"
+    file = tmp_path / "train-00000-of-00001.parquet"
     Dataset.from_list(reviews).to_parquet(file)
     monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path))
-    monkeypatch.setattr(data, "reviews_files", lambda profile: [file])
+    monkeypatch.setattr(data, "hub_files", lambda *_: [file])
     profile = replace(PROFILES["gpt2"], name="gpt2")
     parts = data.load_reviews(profile)
     assert {part: rows.to_list() for part, rows in parts.items() if len(rows)} == {
@@ -141,10 +121,3 @@ def test_hub_parquet_gives_the_same_split(monkeypatch, tmp_path, reviews):
 def test_prompts_are_distinct_and_neutral():
     assert len(set(data.PROMPTS)) == 16
     assert not set(" ".join(data.PROMPTS).lower().split()) & {"good", "bad", "great", "love", "hate", "awful", "best"}
-
-
-def test_balanced_blocks_are_half_of_each_label(reviews, tokenizer):
-    blocks = data.balanced_blocks(Dataset.from_list(reviews), tokenizer, 16, limit=8)
-    halves = [data.review_blocks(Dataset.from_list(reviews), label, tokenizer, 16, limit=4) for label in data.LABELS]
-    assert len(blocks) == 8
-    assert blocks["input_ids"][:].tolist() == [row for half in halves for row in half["input_ids"][:].tolist()]

@@ -12,12 +12,12 @@ from peft import IA3Config, get_peft_model
 from sklearn.linear_model import LogisticRegression
 from test_generation import ia3
 
+from utils import evaluation
 from utils import judges as judges_module
+from utils.adapters import AdapterError, attach
 from utils.config import ASSETS, PROFILES
 from utils.data import read_packaged_reviews, split_reviews
 from utils.evaluation import (
-    adapters_off,
-    bootstrap_interval,
     continuation_nats,
     diversity,
     evaluate_samples,
@@ -26,9 +26,9 @@ from utils.evaluation import (
     positivity,
     relevance,
 )
-from utils.generation import Sample, generate
-from utils.judges import EvaluationError, Judge, cut_pieces, load_judges, wilson_interval
-from utils.metrics import Estimate
+from utils.generation import Sample, adapters_off, generate
+from utils.judges import EvaluationError, Judge, cut_pieces, load_judges
+from utils.metrics import Estimate, bootstrap_interval, wilson_interval
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +194,14 @@ def test_fluency_and_relevance_equal_a_slow_reference(tiny_model, tokenizer, sam
     assert nats == pytest.approx([value for value, _ in told], abs=1e-4) and counts.tolist() == [n for _, n in told]
 
 
+def test_the_scores_do_not_depend_on_how_many_positions_the_head_sees_at_a_time(
+    tiny_model, tokenizer, samples, monkeypatch
+):
+    whole = continuation_nats(samples, tiny_model, tokenizer)[0]
+    monkeypatch.setattr(evaluation, "POSITIONS", 7)
+    assert continuation_nats(samples, tiny_model, tokenizer)[0] == pytest.approx(whole, rel=1e-6)
+
+
 @pytest.mark.parametrize("pass_the", ["wrapper", "base"])
 def test_the_base_is_scored_without_its_adapters(tiny_model, tokenizer, samples, pass_the):
     """peft writes into the model it is given, so that `base` itself carries the adapter afterwards."""
@@ -212,7 +220,7 @@ def test_the_base_is_scored_without_its_adapters(tiny_model, tokenizer, samples,
 
 def test_a_base_with_a_merged_adapter_is_refused(tiny_model, tokenizer, samples):
     ia3(tiny_model).merge_adapter()
-    with pytest.raises(EvaluationError, match="merged"):
+    with pytest.raises(AdapterError, match="merged"):
         fluency(samples, tiny_model, tokenizer)
 
 
@@ -286,6 +294,15 @@ def test_held_out_loss_is_the_mean_over_predicted_tokens(tiny_model):
     tiny_model.eval()
     expected = tiny_model(input_ids=ids, labels=ids).loss.item()
     assert found.value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_held_out_loss_is_that_of_the_model_with_its_adapter(tiny_model, method):
+    model = attach(tiny_model, method).eval()
+    ids = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
+    blocks = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()}).with_format("torch")
+    expected = model(input_ids=ids, labels=ids).loss.item()
+    assert held_out_loss(model, blocks, batch_size=3).value == pytest.approx(expected, rel=1e-5)
 
 
 def test_held_out_loss_skips_masked_labels(tiny_model):

@@ -96,47 +96,27 @@ def test_exercise_has_all_its_parts(number):
 
 
 @pytest.mark.parametrize("number", CODED)
-def test_model_answer_passes(number, capsys):
-    for seed in (0, 1, 2):
-        verdict = check(number, model_answer(number), seed)
-        assert verdict.state == PASS, verdict
-    assert capsys.readouterr().out == 3 * f"{number} pass  {EXERCISES[number].title}\n"
-    hidden_test(number, model_answer(number))
-
-
-@pytest.mark.parametrize("number", CODED)
-def test_equivalent_answer_passes(number):
-    for equivalent in (ANSWERS[number][0], *ALSO_RIGHT.get(number, [])):
+def test_right_answers_pass(number, capsys):
+    """The notebook's, one made in another way, and others that only look odd."""
+    answers = (model_answer(number), ANSWERS[number][0], *ALSO_RIGHT.get(number, []))
+    for answer in answers:
         for seed in (0, 1, 2):
-            verdict = check(number, equivalent, seed)
+            verdict = check(number, answer, seed)
             assert verdict.state == PASS, verdict
-        hidden_test(number, equivalent)
-
-
-WRONG = [(number, place) for number, (_, wrong) in ANSWERS.items() for place in range(len(wrong))]
-
-
-@pytest.mark.parametrize(("number", "place"), WRONG)
-def test_wrong_answer_fails_with_its_cause(number, place):
-    wrong, said = ANSWERS[number][1][place]
-    verdict = check(number, wrong)
-    assert verdict.state == FAIL and said in verdict.hint, verdict
-    assert "\n" not in str(verdict) and len(str(verdict)) < 150
-    assert check(number, wrong, seed=1).state == FAIL
+        hidden_test(number, answer)
+    assert capsys.readouterr().out == 3 * len(answers) * f"{number} pass  {EXERCISES[number].title}\n"
 
 
 @pytest.mark.parametrize("number", CODED)
-def test_hidden_test_rejects_wrong_answers_with_a_reason(number):
-    rejected = 0
-    for wrong, _ in ANSWERS[number][1]:
-        try:
+def test_wrong_answers_fail_with_their_cause_in_the_check_and_in_the_hidden_test(number):
+    for wrong, said in ANSWERS[number][1]:
+        verdict = check(number, wrong)
+        assert verdict.state == FAIL and said in verdict.hint, verdict
+        assert "\n" not in str(verdict) and len(str(verdict)) < 150
+        assert check(number, wrong, seed=1).state == FAIL, said
+        with pytest.raises(Exception) as caught:
             hidden_test(number, wrong)
-        except AssertionError as error:
-            assert str(error), "an assert of the hidden test has no message"
-            rejected += 1
-        except Exception:
-            rejected += 1
-    assert rejected == len(ANSWERS[number][1]) >= 4
+        assert str(caught.value) or caught.type is not AssertionError, "an assert of the hidden test has no message"
 
 
 @pytest.mark.parametrize("number", [number for number in CODED if number != "2.1"])
@@ -203,7 +183,7 @@ def test_no_two_points_are_the_same():
 def test_wrong_answers_fail_whatever_the_seed(number):
     """Where inputs are random and a mistake may lead to the right answer by chance."""
     for wrong, said in ANSWERS[number][1]:
-        assert [said for seed in range(2, 14) if check(number, wrong, seed).state != FAIL] == [], said
+        assert [said for seed in range(2, 8) if check(number, wrong, seed).state != FAIL] == [], said
 
 
 # --- what an exception tells ---------------------------------------------------------------------------------------
@@ -219,7 +199,7 @@ class LongSpeech(Exception):
         return "first line\n\x1b[31m" + "word " * 10_000 + "the end"
 
 
-def raising(error: Exception) -> object:
+def raising(error: BaseException) -> object:
     """A function whose cell raises in its third line."""
     namespace = {"error": error}
     exec(compile("def answer(*_):\n    x = 1\n    raise error", "a cell", "exec"), namespace)
@@ -254,36 +234,15 @@ def test_stub_is_todo_and_its_test_cell_fails(number, capsys):
     assert capsys.readouterr().out == f"{line}\n"
 
 
-class EqualsEverything:
-    def __eq__(self, other):
-        return True
-
-    def __ne__(self, other):
-        return False
-
-    def __hash__(self):
-        return 0
-
-    def __bool__(self):
-        return True
-
-    def __float__(self):
-        return 1.0
-
-    def __len__(self):
-        return 3
-
-    def __iter__(self):
-        return iter([self, self, self])
-
-    def __getitem__(self, index):
-        return self
-
-    def __getattr__(self, name):
-        return self
-
-    def __call__(self, *arguments, **named):
-        return self
+EqualsEverything = type(
+    "EqualsEverything", (),
+    {
+        "__eq__": lambda self, other: True, "__ne__": lambda self, other: False, "__hash__": lambda self: 0,
+        "__bool__": lambda self: True, "__float__": lambda self: 1.0, "__len__": lambda self: 3,
+        "__iter__": lambda self: iter([self, self, self]), "__getitem__": lambda self, index: self,
+        "__getattr__": lambda self, name: self, "__call__": lambda self, *arguments, **named: self,
+    },
+)  # fmt: skip
 
 
 class LiarTensor(torch.Tensor):
@@ -292,12 +251,8 @@ class LiarTensor(torch.Tensor):
         return True
 
 
-class LiarInt(int):
-    def __eq__(self, other):
-        return True
-
-    def __hash__(self):
-        return 0
+LiarInt = type("LiarInt", (int,), {"__eq__": lambda self, other: True, "__hash__": lambda self: 0})
+Odd = type("Odd", (BaseException,), {})
 
 
 class RaisesOnSight(type):
@@ -320,27 +275,11 @@ def endless_list():
     return items
 
 
-def leave():
-    raise SystemExit(0)
-
-
-def stop_generator():
-    raise GeneratorExit
-
-
-class Odd(BaseException):
-    pass
-
-
-def raise_odd():
-    raise Odd
-
-
 HOSTILE = {
-    "odd exception": lambda *_: raise_odd(),
+    "odd exception": raising(Odd()),
     "raises": lambda *_: 1 / 0,
-    "exits": lambda *_: leave(),
-    "generator exit": lambda *_: stop_generator(),
+    "exits": raising(SystemExit(0)),
+    "generator exit": raising(GeneratorExit()),
     "recursion": lambda *_: deep(),
     "memory": lambda *_: [0] * 10**15,
     "NaN": lambda *_: float("nan"),
@@ -355,7 +294,7 @@ HOSTILE = {
     "list of None": lambda *_: [None] * 3,
     "dictionary": lambda *_: {"a": {1: object()}},
     "generator": lambda *_: (i for i in range(3)),
-    "function": lambda *_: leave,
+    "function": lambda *_: deep,
     "class": lambda *_: Nameless,
     "nameless": lambda *_: Nameless(),
     "equals everything": lambda *_: EqualsEverything(),
@@ -395,15 +334,12 @@ def test_nothing_is_todo_and_none_later_is_wrong(number):
     assert len(calls) == 1 or verdict.hint == "for some inputs nothing is returned"
 
 
-def test_users_interrupt_passes_through():
+def test_users_interrupt_passes_through_and_the_random_state_is_left_alone():
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         check("1.1", interrupted)
-
-
-def test_random_state_is_left_alone():
     for number in CODED:
         before = torch.get_rng_state()
         check(number, ANSWERS[number][0])
@@ -413,10 +349,14 @@ def test_random_state_is_left_alone():
 # --- the notebooks and the board ----------------------------------------------------------------------------------
 
 
-def test_points_are_a_hundred():
+def test_points_are_a_hundred_and_the_notebooks_have_no_other_exercise():
     points = sum(exercise.points for exercise in EXERCISES.values())
     assert points == 100, f"all points of EXERCISES together are {points}: give the difference to another exercise"
     assert len(CODED) >= 18 and sum(exercise.written for exercise in EXERCISES.values()) >= 4
+    known = {cell_id(number, part) for number in EXERCISES for part in ("", "-card", "-test")}
+    others = set(CELLS) - known - {"scoreboard", "scoreboard-card"}
+    assert not others, f"{sorted(others)}: no exercise in EXERCISES of exercises/__init__.py has this number"
+    assert ANSWERS.keys() == set(CODED)
 
 
 @pytest.mark.parametrize("number", EXERCISES)
@@ -465,13 +405,6 @@ def test_example_calls_of_the_card_are_right(number):
     assert calls
 
 
-def test_notebooks_have_no_other_exercise():
-    known = {cell_id(number, part) for number in EXERCISES for part in ("", "-card", "-test")}
-    others = set(CELLS) - known - {"scoreboard", "scoreboard-card"}
-    assert not others, f"{sorted(others)}: no exercise in EXERCISES of exercises/__init__.py has this number"
-    assert ANSWERS.keys() == set(CODED)
-
-
 def test_scoreboard_shows_states_and_sum():
     here = [exercise for exercise in EXERCISES.values() if exercise.notebook == "01"]
     numbers = [exercise.number for exercise in here if not exercise.written]
@@ -488,15 +421,12 @@ def test_scoreboard_shows_states_and_sum():
     assert rows[-1] == f"checked here: {points} of {most} points"
 
 
-def test_unknown_numbers_are_named():
+def test_unknown_numbers_are_named_and_a_verdict_is_one_line():
     for number in ("9.9", "1.6", None):
         with pytest.raises(ValueError, match="there is one for 1.1"):
             check(number, print)
     with pytest.raises(ValueError, match="choose from 01"):
         scoreboard("05")
-
-
-def test_student_prints_stay_and_verdict_is_one_line():
     with contextlib.redirect_stdout(io.StringIO()) as written:
         verdict = check("1.1", lambda *_: 5)
     assert written.getvalue() == f"{verdict}\n"

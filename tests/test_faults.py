@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
 import threading
 from contextlib import contextmanager
@@ -19,16 +18,15 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from datasets import Dataset
+from utils.checkpoints import CheckpointError
 
 from utils import data, training
 from utils.adapters import attach, scaling_vectors, set_scaling_vectors
-from utils.checkpoints import LOCK, CheckpointError
-from utils.config import PROFILES
+from utils.config import PROFILES, ROOT
 from utils.data import to_blocks
-from utils.files import BusyError, WriteError, locked, replace_folder, standing, write_atomic
-from utils.runs import RunRecord
-from utils.settings import ROOT
-from utils.storage import find_adapter, load_adapter, save_adapter
+from utils.runs import BusyError, RunRecord, WriteError, locked, replace_folder, standing, write_atomic
+from utils.saving import find_adapter, load_adapter, save_adapter
+from utils.training import LOCK
 
 PROFILE = replace(
     PROFILES["mini"], block_length=16, batch_size=8, steps=6, eval_every=2, eval_blocks=8,
@@ -92,7 +90,7 @@ def test_a_second_training_in_the_same_folder_is_refused_and_the_first_goes_on(b
 def test_the_lock_goes_with_its_process(tmp_path):
     """As with a kernel that was killed: nobody has to delete a file."""
     code = (
-        f"from pathlib import Path\nfrom utils.files import locked\nwith locked(Path({str(tmp_path / LOCK)!r}), 'x'):\n"
+        f"from pathlib import Path\nfrom utils.runs import locked\nwith locked(Path({str(tmp_path / LOCK)!r}), 'x'):\n"
     )
     child = subprocess.Popen(
         [os.sys.executable, "-c", code + "    print('held', flush=True)\n    input()"],
@@ -157,6 +155,7 @@ def test_reviews_are_prepared_once_for_two_notebooks(tmp_path, monkeypatch, revi
 @contextmanager
 def size_limit(size: int):
     """No file may grow beyond `size` bytes: writing fails in the middle of a file, as on a disk that fills up."""
+    resource = pytest.importorskip("resource", reason="this system does not limit the size of a file")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -17,7 +17,7 @@ from exercises import FAIL, PASS, TODO, check
 from utils.adapters import attach
 from utils.config import PROFILES
 from utils.data import review_blocks
-from utils.storage import save_adapter
+from utils.saving import save_adapter
 from utils.training import train
 
 
@@ -43,9 +43,12 @@ def test_what_a_training_saves_passes_however_often_it_is_looked_at(folder):
     assert [check("2.9", folder, seed).state for seed in (0, 1)] == [PASS, PASS]
 
 
-def test_nothing_saved_yet_is_todo(tmp_path):
+def test_nothing_saved_yet_is_todo_and_no_folder_at_all_is_wrong(tmp_path):
     assert [check("2.9", answer).state for answer in (tmp_path, None, ...)] == [TODO, TODO, TODO]
     assert str(check("2.9", tmp_path)).endswith("no trained adapter, or no curve, in artifacts/: run the cells above")
+    for answer in (5, "artifacts", print):
+        verdict = check("2.9", answer)
+        assert verdict.state == FAIL and "a folder is due" in verdict.hint
 
 
 @pytest.mark.parametrize(
@@ -103,9 +106,3 @@ def test_what_went_wrong_is_named_in_one_line(folder, name):
     verdict = check("2.9", folder)
     assert verdict.state == FAIL and said in verdict.hint, verdict
     assert "\n" not in str(verdict) and len(str(verdict)) < 150
-
-
-def test_no_folder_at_all_is_said():
-    for answer in (5, "artifacts", print):
-        verdict = check("2.9", answer)
-        assert verdict.state == FAIL and "a folder is due" in verdict.hint

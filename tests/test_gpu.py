@@ -15,11 +15,10 @@ from peft import IA3Config, LoraConfig, TaskType, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from study.cost import reference_costs
-from utils import gpu
+from utils import gpu, sizes
 from utils.adapters import attach
 from utils.config import PROFILES
-from utils.counts import count_parameters
-from utils.memory import FOOTPRINTS, activation_bytes
+from utils.sizes import FOOTPRINTS, activation_bytes, count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ["c_attn", "mlp.c_proj"]
@@ -44,7 +43,7 @@ def model_of(method: str, dropout: float = 0.0, **sizes: int) -> GPT2LMHeadModel
 
 def stored_bytes(model: GPT2LMHeadModel, batch: int, length: int) -> int:
     ids = torch.randint(0, model.config.vocab_size, (batch, length))
-    with gpu.saved_for_backward(model) as saved:
+    with sizes.saved_for_backward(model) as saved:
         model(input_ids=ids, labels=ids, use_cache=False)
     return saved.bytes
 
@@ -85,9 +84,9 @@ def peak_of_a_step(model: GPT2LMHeadModel, batch: int, length: int) -> int:
 
 @pytest.mark.parametrize("method", ["ia3", "lora", "full"])
 def test_the_whole_estimate_agrees_with_the_allocator(method, monkeypatch):
-    monkeypatch.setattr(gpu, "fast_bf16", lambda _: False)  # the step below runs in float32
+    monkeypatch.setattr(sizes, "fast_bf16", lambda _: False)  # the step below runs in float32
     model = model_of(method, n_layer=3, n_embd=64, vocab_size=2000)
-    estimate = gpu.estimate_memory(model, method, 4, 64, "cpu")
+    estimate = sizes.estimate_memory(model, method, 4, 64, "cpu")
     expected = estimate.activations + estimate.working
     assert expected == pytest.approx(peak_of_a_step(model, 4, 64), rel=0.10)
 
@@ -100,7 +99,7 @@ def test_ia3_stores_more_activations_than_lora():
 @pytest.mark.parametrize("method", sorted(FOOTPRINTS))
 def test_gradients_are_those_of_the_trainable_parameters(method):
     model = model_of(method)
-    estimate = gpu.estimate_memory(model, method, 2, 16, "cpu")
+    estimate = sizes.estimate_memory(model, method, 2, 16, "cpu")
     trainable = count_parameters(model).trainable
     assert estimate.gradients == 4 * trainable
     assert estimate.optimizer == 8 * trainable
@@ -117,36 +116,36 @@ def test_full_size_gpt2_counts():
         "bottleneck": 1_189_632, "full": 124_439_808,
     }  # fmt: skip
     for method, count in expected.items():
-        assert gpu.estimate_memory(model, method, 1, 8, "cpu").gradients == 4 * count
+        assert sizes.estimate_memory(model, method, 1, 8, "cpu").gradients == 4 * count
 
 
 def test_saved_bytes_leave_out_parameters_and_count_a_storage_once():
     layer = torch.nn.Linear(10, 10)
     x = torch.randn(7, 10)
-    with gpu.saved_for_backward(layer) as saved:
+    with sizes.saved_for_backward(layer) as saved:
         layer(x) + layer(x[:3].repeat(1, 1)).sum()
     assert saved.bytes == 4 * (7 * 10 + 3 * 10)
-    with torch.no_grad(), gpu.saved_for_backward(layer) as saved:
+    with torch.no_grad(), sizes.saved_for_backward(layer) as saved:
         layer(x)
     assert saved.bytes == 0
 
 
 def test_what_does_not_fit_is_refused_with_the_remedy(monkeypatch):
     model = model_of("ia3")
-    estimate = gpu.estimate_memory(model, "ia3", 4, 32, "cpu")
-    gpu.require_memory(estimate)
+    estimate = sizes.estimate_memory(model, "ia3", 4, 32, "cpu")
+    sizes.require_memory(estimate)
     assert estimate.fits
     assert str(estimate).endswith("fits")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=estimate.total))
-    tight = gpu.estimate_memory(model, "ia3", 4, 32, "cpu")
+    tight = sizes.estimate_memory(model, "ia3", 4, 32, "cpu")
     assert "does NOT fit" in str(tight)
     with pytest.raises(gpu.GpuError, match="are free: set LAB_OVERRIDE=batch_size=2 before .* LAB_PROFILE=mini"):
-        gpu.require_memory(tight)
+        sizes.require_memory(tight)
 
 
 def test_unknown_method_is_named():
     with pytest.raises(gpu.GpuError, match="'magic'; known: ia3, ia3_kv, lora"):
-        gpu.estimate_memory(model_of("ia3"), "magic", 1, 8)
+        sizes.estimate_memory(model_of("ia3"), "magic", 1, 8)
 
 
 @pytest.fixture
@@ -208,9 +207,9 @@ def test_report_on_a_gpu(fake_cuda):
 
 def test_cuda_memory_is_what_decides_on_cuda(fake_cuda):
     model = model_of("ia3")
-    assert gpu.estimate_memory(model, "ia3", 2, 16, "cuda").available == 10 * 2**30
+    assert sizes.estimate_memory(model, "ia3", 2, 16, "cuda").available == 10 * 2**30
     fake_cuda["free"] = 1000
-    assert not gpu.estimate_memory(model, "ia3", 2, 16, "cuda").fits
+    assert not sizes.estimate_memory(model, "ia3", 2, 16, "cuda").fits
 
 
 def test_peak_memory_on_cuda_is_pytorchs_own(fake_cuda):
@@ -256,21 +255,51 @@ def test_driver_version_when_nvidia_smi_hangs_or_is_missing(monkeypatch):
     assert gpu._driver_version() is None
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_dtype_and_autocast_follow_the_hardware(monkeypatch, fast):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast})
-    expected = torch.bfloat16 if fast else torch.float32
+@pytest.mark.parametrize(
+    ("flag", "gain", "expected"),
+    [(True, 1.6, torch.bfloat16), (True, 0.6, torch.float32), (False, 1.6, torch.float32)],
+)
+def test_dtype_and_autocast_follow_the_hardware(monkeypatch, flag, gain, expected):
+    """Both: a processor that says it has bfloat16, and that is faster with it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": flag})
+    monkeypatch.setattr(gpu, "bf16_gain", lambda: gain)
     assert gpu.compute_dtype("cpu") == expected
     with gpu.autocast("cpu"):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == expected
 
 
+@pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16])
+def test_the_gain_is_measured_and_changes_nothing(monkeypatch, slow):
+    """A processor whose products take twice as long in one of the two formats, on a clock that this test turns."""
+    clock, product = [0.0], torch.mm
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+
+    def mm(left, right):
+        clock[0] += 2.0 if left.dtype == slow else 1.0
+        return product(left, right)
+
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch, "mm", mm)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert gpu.bf16_gain.__wrapped__() == (2.0 if slow == torch.float32 else 0.5)
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_gain_is_asked_for_once_and_not_at_import():
+    code = (
+        "from utils import gpu; print(gpu.bf16_gain.cache_info().misses); gpu.check_gpu(); gpu.check_gpu(); "
+        "print(gpu.bf16_gain.cache_info().misses <= 1, gpu.bf16_gain() == gpu.bf16_gain() > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["0", "True", "True"]
+
+
 def test_bf16_copies_of_the_weights_are_in_the_estimate(monkeypatch):
     model, estimates = model_of("ia3"), []
     for fast in (False, True):
-        monkeypatch.setattr(gpu, "fast_bf16", lambda _, fast=fast: fast)
-        estimates.append(gpu.estimate_memory(model, "ia3", 2, 16, "cpu"))
+        monkeypatch.setattr(sizes, "fast_bf16", lambda _, fast=fast: fast)
+        estimates.append(sizes.estimate_memory(model, "ia3", 2, 16, "cpu"))
     assert estimates[1].working - estimates[0].working == estimates[0].weights // 2
 
 

@@ -18,7 +18,8 @@ from grading_course import (
 from grading import GradingError
 from grading.course import Course, Runner
 from grading.marks import HEAD, NOT_COUNTED, read_table
-from grading.report import Export, only_one, write_atomic, write_reports, write_table
+from grading.release import write_atomic
+from grading.report import Export, only_one, write_reports, write_table
 from scripts import grade
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="grading forks")

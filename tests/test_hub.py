@@ -1,308 +1,204 @@
-"""Pinned files from a local Hub, its cache and folders: what is returned is whole, every failure is one clear error."""
+"""GPT-2 and the reviews from a local Hub, its cache, or a folder: pinned, and every failure is one clear error."""
 
-import json
 import os
-import struct
+import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from datasets import Dataset
 from hub_server import HubServer
 from huggingface_hub import constants
 
-from utils import hub
-from utils.config import PROFILES
-from utils.settings import ROOT
+from utils import config
+from utils.adapters import load_base
+from utils.config import MODEL_FILES, PROFILES, ROOT, HubError
+from utils.data import read_hub_reviews
 
 GPT2 = PROFILES["gpt2"]
-MODEL, REVIEWS = ("model", GPT2.model), ("dataset", GPT2.reviews)
-OTHER = "0" * 40
+WAYS = ("HF_HOME", "LAB_GPT2_DIR", "LAB_PROFILE=mini")
 
 
-def safetensors(size: int, fill: int = 7) -> bytes:
-    header = json.dumps({"wte": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes([fill]) * size
-
-
-def model_files(fill: int = 7) -> dict:
+@pytest.fixture(scope="module")
+def repos(tmp_path_factory) -> dict:
+    """What the Hub has: the embedded model in GPT-2's place, four reviews."""
+    mini = PROFILES["mini"].local_model
+    files = {path.name: path.read_bytes() for path in mini.iterdir() if path.is_file()}
+    parquet = tmp_path_factory.mktemp("reviews") / "train.parquet"
+    Dataset.from_list([{"text": f"good<br />{i}", "label": 1} for i in range(4)]).to_parquet(parquet)
+    name = "plain_text/{}-00000-of-00001.parquet"
+    reviews = {name.format("train"): parquet.read_bytes(), name.format("test"): b"never asked for"}
     return {
-        "config.json": b'{"model_type": "gpt2"}',
-        "tokenizer.json": b"{}",
-        "merges.txt": b"#version",
-        "model.safetensors": safetensors(600_000, fill),
-        "pytorch_model.bin": b"never asked for",
+        ("model", GPT2.model): {GPT2.model_revision: files | {"pytorch_model.bin": b"never asked for"}},
+        ("dataset", GPT2.reviews): {GPT2.reviews_revision: reviews},
     }
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def repos() -> dict:
-    train = b"PAR1" + bytes(300_000) + b"PAR1"
-    return {
-        MODEL: {GPT2.model_revision: model_files(), OTHER: model_files(fill=9)},
-        REVIEWS: {GPT2.reviews_revision: {f"plain_text/{s}-00000-of-00001.parquet": train for s in ("train", "test")}},
-    }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    """An empty cache, and no proxy between here and the loopback interface."""
+def point(monkeypatch, tmp_path):
+    """point(endpoint) is where the Hub is looked for, with an empty cache and no proxy on the way."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
     huggingface_hub.close_session()
+    return lambda endpoint: monkeypatch.setattr(constants, "ENDPOINT", endpoint)
 
 
-@pytest.fixture
-def serve(monkeypatch):
-    """serve(repos, mode) starts a server and points HF_ENDPOINT at it."""
-    running = []
-
-    def start(repos: dict, mode: str = "ok") -> HubServer:
-        running.append(HubServer(repos, mode).__enter__())
-        monkeypatch.setenv("HF_ENDPOINT", running[-1].endpoint)
-        return running[-1]
-
-    yield start
-    for server in running:
-        if not server.closing.is_set():
-            server.close()
-
-
-def failure(call, *words: str) -> str:
-    """The message of the HubError that `call()` raises; it must name all ways out, and `words`."""
-    with pytest.raises(hub.HubError) as caught:
+def failure(call, *words: str) -> None:
+    """`call()` raises a HubError that names all ways out, and `words`."""
+    with pytest.raises(HubError) as caught:
         call()
-    for word in ("HF_HOME", "LAB_GPT2_DIR", "LAB_PROFILE=mini", *words):
+    for word in (*WAYS, *words):
         assert word in str(caught.value)
-    return str(caught.value)
 
 
-def test_cold_cache_then_warm_cache_without_the_server(serve, repos, capsys):
-    server = serve(repos)
-    cold = hub.model_folder(GPT2)
-    assert {path.name for path in cold.iterdir()} == set(model_files()) - {"pytorch_model.bin"}
-    assert (cold / "model.safetensors").read_bytes() == model_files()["model.safetensors"]
-    assert GPT2.model in capsys.readouterr().out
-    server.close()
-    asked = len(server.requests)
-    assert hub.model_folder(GPT2) == cold
-    assert len(server.requests) == asked and capsys.readouterr().out == ""
+def both_fail(*words: str, profile=GPT2) -> None:
+    """Neither the model nor the reviews can be had, and both errors say so."""
+    failure(lambda: load_base(profile, "cpu"), profile.model, *words)
+    failure(lambda: list(read_hub_reviews(profile)), profile.reviews, *words)
 
 
-def test_reviews_are_the_training_parquet_only(serve, repos):
-    server = serve(repos)
-    files = hub.reviews_files(GPT2)
-    assert [path.name for path in files] == ["train-00000-of-00001.parquet"]
-    assert not any("test-" in line for line in server.requests)
-    server.close()
-    assert hub.reviews_files(GPT2) == files
+def test_a_server_that_never_answers(point):
+    assert config.ANSWER_SECONDS <= 5  # asked once, then given up
+    with HubServer({}, silent=True) as server:
+        point(server.endpoint)
+        both_fail()
+        assert [line for line in server.requests if "/revision/" in line] == [
+            f"GET /api/models/{GPT2.model}/revision/{GPT2.model_revision}",
+            f"GET /api/datasets/{GPT2.reviews}/revision/{GPT2.reviews_revision}",
+        ]
+        assert not any("/resolve/" in line for line in server.requests)
 
 
-def test_the_revision_is_pinned(serve, repos):
-    server = serve(repos)
-    first = hub.model_folder(GPT2)
-    second = hub.model_folder(replace(GPT2, model_revision=OTHER))
-    assert (first.name, second.name) == (GPT2.model_revision, OTHER)
-    assert (first / "model.safetensors").read_bytes() != (second / "model.safetensors").read_bytes()
-    assert all(GPT2.model_revision in line or OTHER in line or "/store/" in line for line in server.requests)
+def test_a_refused_connection(point):
+    with HubServer({}) as server:
+        pass
+    point(server.endpoint)
+    both_fail("ConnectError")
 
 
-def test_another_commit_than_the_pinned_one_is_refused(serve, repos):
-    serve(repos, "other_commit")
-    failure(lambda: hub.model_folder(GPT2), "another revision")
+def test_a_name_that_is_never_resolved(point, monkeypatch):
+    """No time limit of the libraries covers this."""
+    import threading
+
+    released = threading.Event()
+    monkeypatch.setattr(config, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: released.wait(60) or [])
+    point("http://the-hub.invalid")
+    both_fail("did not answer within 1 seconds")
+    released.set()
 
 
-def test_a_loaded_model_is_the_served_one(serve, repos, tiny_model, tokenizer, tmp_path):
-    import torch
-    from transformers import AutoTokenizer, GPT2LMHeadModel
-
-    tiny_model.save_pretrained(tmp_path / "made")
-    tokenizer.save_pretrained(tmp_path / "made")
-    repos[MODEL][GPT2.model_revision] = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
-    serve(repos)
-    folder = hub.model_folder(GPT2)
-    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("the acting is superb")["input_ids"]])
-    loaded = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-    assert torch.equal(loaded(ids).logits, tiny_model(ids).logits)
+def test_what_the_hub_does_not_have(point, repos):
+    with HubServer(repos) as server:
+        point(server.endpoint)
+        both_fail("RepositoryNotFound", profile=replace(GPT2, model="nobody/gpt2", reviews="nobody/imdb"))
+        other = "1" * 40
+        both_fail("RevisionNotFound", "11111111", profile=replace(GPT2, model_revision=other, reviews_revision=other))
 
 
-def test_what_is_not_there(serve, repos):
-    serve(repos)
-    failure(lambda: hub.model_folder(replace(GPT2, model="nobody/gpt2")), "no such repository", "nobody/gpt2")
-    failure(lambda: hub.model_folder(replace(GPT2, model_revision="1" * 40)), "no such revision")
-    del repos[MODEL][GPT2.model_revision]["tokenizer.json"]
-    failure(lambda: hub.model_folder(GPT2), "tokenizer.json is missing")
-    repos[REVIEWS][GPT2.reviews_revision] = {"README.md": b""}
-    failure(lambda: hub.reviews_files(GPT2), "train-*.parquet")
+def test_offline_asks_nobody(point, monkeypatch):
+    with HubServer({}) as server:
+        point(server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        both_fail("OfflineModeIsEnabled")
+        assert server.requests == []
 
 
-@pytest.mark.parametrize("mode", ["hang", "hang_head", "hang_body", "short", "lying"])
-@pytest.mark.parametrize("wanted", [hub.model_folder, hub.reviews_files])
-def test_silent_and_broken_servers_end_in_an_error_and_leave_no_half(serve, repos, monkeypatch, mode, wanted, tmp_path):
-    with monkeypatch.context() as patch:
-        patch.setattr(hub, "ANSWER_SECONDS", 1.0)
-        patch.setattr(hub, "SILENCE_SECONDS", 1.0)
-        server = serve(repos, mode)
-        failure(lambda: wanted(GPT2))
-    whole = {data for revisions in repos.values() for files in revisions.values() for data in files.values()}
-    assert all(path.read_bytes() in whole for path in (tmp_path / "cache").glob("*/snapshots/*/**/*") if path.is_file())
-    assert not list((tmp_path / "cache").glob("*/snapshots/*/model.safetensors"))
-    server.close()
-    if mode in ("hang", "lying"):  # elsewhere the library's own retries hold the lock for some seconds more
-        serve(repos)
-        assert wanted(GPT2)
+def test_a_malformed_endpoint_is_the_same_kind_of_error(point):
+    point("not-an-address")
+    both_fail()
 
 
-def test_a_refused_connection_is_an_error_at_once(serve, repos):
-    serve(repos).close()
-    failure(lambda: hub.model_folder(GPT2), "no connection")
-    failure(lambda: hub.reviews_files(GPT2), "no connection")
-
-
-def test_a_malformed_endpoint_is_the_same_kind_of_error(monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "not-an-address")
-    failure(lambda: hub.model_folder(GPT2))
-
-
-def test_offline_asks_nobody_and_uses_the_cache(serve, repos, monkeypatch):
-    server = serve(repos)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    failure(lambda: hub.model_folder(GPT2), "HF_HUB_OFFLINE")
-    assert server.requests == []
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    folder = hub.model_folder(GPT2)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert hub.model_folder(GPT2) == folder
-
-
-def test_a_damaged_cache_is_named_and_an_incomplete_one_completed(serve, repos):
-    serve(repos)
-    weights = hub.model_folder(GPT2) / "model.safetensors"
-    weights.resolve().write_bytes(b"cut")
-    failure(lambda: hub.model_folder(GPT2), "model.safetensors is damaged", str(weights.parent))
-    weights.resolve().unlink()
-    weights.unlink()
-    assert (hub.model_folder(GPT2) / "model.safetensors").stat().st_size == len(model_files()["model.safetensors"])
-
-
-def test_reviews_that_are_cut_off_or_fewer_than_promised(serve, repos):
-    serve(repos)
-    files = repos[REVIEWS][GPT2.reviews_revision]
-    files["plain_text/train-00000-of-00001.parquet"] = b"PAR1 and no end"
-    failure(lambda: hub.reviews_files(GPT2), "train-00000-of-00001.parquet is damaged")
-    repos[REVIEWS] = {
-        OTHER: {"plain_text/train-00000-of-00002.parquet": files["plain_text/test-00000-of-00001.parquet"]}
-    }
-    failure(lambda: hub.reviews_files(replace(GPT2, reviews_revision=OTHER)), "1 of 2 files")
-
-
-def folder_profile(folder: Path):
-    return replace(GPT2, model=str(folder), model_revision=None, reviews="package", reviews_revision=None)
-
-
-def test_a_folder_is_taken_as_it_is_and_missing_files_are_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    failure(lambda: hub.model_folder(folder_profile(folder)), *hub.MODEL_FILES)
-    for name in hub.MODEL_FILES:
-        (folder / name).write_bytes(model_files()[name])
-    assert hub.model_folder(folder_profile(folder)) == folder
-    (folder / "tokenizer.json").unlink()
-    assert "config.json is missing" not in failure(lambda: hub.model_folder(folder_profile(folder)), "tokenizer.json")
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [b"", b"version git-lfs/spec/v1\noid sha256:0\n", safetensors(100)[:-1], safetensors(100) + b"x",
-     struct.pack("<Q", 4) + b"[[[[" + b"x" * 9, struct.pack("<Q", 2) + b"{}" + b"x" * 9],
-)  # fmt: skip
-def test_damaged_weights_are_refused(tmp_path, weights):
-    for name in hub.MODEL_FILES:
-        (tmp_path / name).write_bytes(model_files()[name])
-    (tmp_path / "model.safetensors").write_bytes(weights)
-    failure(lambda: hub.model_folder(folder_profile(tmp_path)), "damaged")
-
-
-def test_mini_comes_with_the_course(monkeypatch, tmp_path):
-    mini = replace(PROFILES["mini"], model=str(tmp_path))
-    with pytest.raises(hub.HubError, match="(?s)config.json is missing.*git checkout"):
-        hub.model_folder(mini)
-    with pytest.raises(hub.HubError, match="package"):
-        hub.reviews_files(PROFILES["mini"])
-
+# --- what is there ------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys
-from utils import hub
+from utils.adapters import base_fingerprint, load_base
 from utils.config import load_profile
-try:
-    print("GOT", hub.model_folder(load_profile("gpt2")).name, len(hub.reviews_files(load_profile("gpt2"))))
-except hub.HubError as error:
-    print("HubError", error)
-assert not {"torch", "transformers"} & set(sys.modules)
-"""
+from utils.data import read_hub_reviews
+profile = load_profile("gpt2")
+model, tokenizer = load_base(profile, "cpu")
+print("GOT", base_fingerprint(model), model.name_or_path, len(tokenizer), [row["text"] for row in read_hub_reviews(profile)])
+"""  # noqa: E501
 
 
 def in_a_fresh_process(tmp_path: Path, **environment: str) -> str:
-    """Output of SCRIPT with these variables set before huggingface_hub is imported, and the real waits."""
-    names = (
-        "HF_HUB_OFFLINE",
-        "TRANSFORMERS_OFFLINE",
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "LAB_GPT2_DIR",
-        "LAB_OVERRIDE",
+    """The last line that SCRIPT prints, or raises, with these variables set before the libraries are imported."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("LAB_OVERRIDE", "LAB_GPT2_DIR", "HF_HUB_CACHE")}
+    variables = {"HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=kept | variables | environment, capture_output=True, text=True, timeout=240
     )
-    kept = {key: value for key, value in os.environ.items() if key not in names}
-    variables = kept | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=variables, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
-def test_the_variables_of_the_environment_in_a_fresh_process(tmp_path, repos):
-    expected = f"GOT {GPT2.model_revision} 1"
+@pytest.mark.slow
+def test_a_cold_cache_then_a_warm_one_then_a_damaged_one(repos, tmp_path):
     with HubServer(repos) as server:
-        assert "HF_HUB_OFFLINE" in in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint, HF_HUB_OFFLINE="1")
-        assert server.requests == []
-        assert expected in in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint)
-    gone = in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint, HF_HUB_OFFLINE="1")
-    assert gone.strip() == expected
+        cold = in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint)
+        asked = "\n".join(server.requests)
+    expected = f"GOT 10a3f1eebcfa2acd {GPT2.model}"
+    assert expected in cold and "['good 0', 'good 1', 'good 2', 'good 3']" in cold
+    assert f"Downloading the model {GPT2.model} at 607a30d7" in cold
+    assert "pytorch_model.bin" not in asked and "test-00000" not in asked
+    for line in server.requests:
+        assert any(word in line for word in (GPT2.model_revision, GPT2.reviews_revision, "/api/agent")), line
+    warm = in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint, HF_HUB_OFFLINE="1")
+    assert expected in warm and "Downloading" not in warm
+    (weights,) = tmp_path.glob("hub/*/snapshots/*/model.safetensors")
+    weights.resolve().write_bytes(weights.read_bytes()[:-1000])
+    damaged = in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint, HF_HUB_OFFLINE="1")
+    assert "GOT" not in damaged and "HubError" in damaged and all(word in damaged for word in WAYS)
 
 
-def test_a_download_killed_in_the_middle_is_finished_by_the_next_start(tmp_path, repos):
-    variables = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    with HubServer(repos, "hang_body") as server:
-        variables = os.environ | variables | {"HF_ENDPOINT": server.endpoint}
-        child = subprocess.Popen([sys.executable, "-c", SCRIPT], env=variables, stdout=subprocess.DEVNULL)
-        for _ in range(1200):
-            half = [path for path in (tmp_path / "home").rglob("*.incomplete") if path.stat().st_size]
-            if half or child.poll() is not None:
-                break
-            time.sleep(0.05)
-        assert half and child.poll() is None
-        child.kill()
-        child.wait()
-    snapshots = tmp_path / "home" / "hub"
-    assert not list(snapshots.glob("*/snapshots/*/model.safetensors"))
-    with HubServer(repos) as server:
-        assert f"GOT {GPT2.model_revision} 1" in in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint)
-    (weights,) = snapshots.glob("*/snapshots/*/model.safetensors")
-    assert weights.read_bytes() == model_files()["model.safetensors"]
+# --- folders ------------------------------------------------------------------------------------------------------
 
 
-def test_the_waits_are_short():
-    assert hub.ANSWER_SECONDS <= 5 and hub.SILENCE_SECONDS <= 10
+@pytest.fixture
+def folder(tmp_path, tiny_model, tokenizer) -> Path:
+    tiny_model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
 
 
-def test_giving_up_does_not_wait_for_the_work():
-    start = time.monotonic()
-    with pytest.raises(hub.HubError, match="nothing new"):
-        hub._watched(hub.Repo("model", "a/b", None), lambda: time.sleep(20), 0.1)
-    assert time.monotonic() - start < 15
+def from_folder(folder: Path):
+    return load_base(replace(GPT2, model=str(folder), model_revision=None, reviews="package"), "cpu")
+
+
+def test_a_whole_folder_is_taken_as_it_is(folder, tiny_model, tokenizer):
+    model, loaded = from_folder(folder)
+    assert all(map(lambda a, b: a.equal(b), model.state_dict().values(), tiny_model.state_dict().values()))
+    assert loaded("a dull film")["input_ids"] == tokenizer("a dull film")["input_ids"]
+    assert (model.name_or_path, loaded.pad_token) == (folder.name, loaded.eos_token) and not model.training
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    failure(lambda: from_folder(folder), f"{name} missing", "pytorch_model.bin is not read")
+
+
+@pytest.mark.parametrize("weights", ["", "version git-lfs/spec/v1\noid sha256:0\n", "cut"])
+def test_weights_that_are_cut_off_or_never_came(folder, weights):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100] if weights == "cut" else weights.encode())
+    failure(lambda: from_folder(folder), "no usable model", "Safetensor")
+
+
+def test_weights_of_another_model_are_not_filled_up_with_random_ones(folder, tiny_model):
+    short = {name: value for name, value in tiny_model.state_dict().items() if not name.startswith("transformer.h.1.")}
+    tiny_model.save_pretrained(folder, state_dict=short)
+    failure(lambda: from_folder(folder), "have no transformer.h.1.attn.c_attn.bias")
+
+
+def test_mini_comes_with_the_course(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    with pytest.raises(HubError, match=r"(?s)config.json.* missing.*git checkout"):
+        load_base(PROFILES["mini"], "cpu")

@@ -20,9 +20,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from safetensors.torch import load_file
 
-from utils.adapter_files import read_probe
-from utils.files import digest, standing
-from utils.runs import RunRecord
+from utils.runs import RunRecord, standing
+from utils.saving import read_probe
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"), pytest.mark.timeout(900)]
 
@@ -84,7 +83,6 @@ def results(folder: Path) -> dict[str, object]:
             json.loads(path.read_text(encoding="utf-8"))
         elif path.name == "probe.json":
             read_probe(path.parent)
-            assert json.loads(path.read_text())["sha256"] == digest(path.with_name("adapter_model.safetensors"))
         elif path.suffix == ".json" and path.name != "adapter_config.json":
             values = vars(RunRecord.load(path)).copy()
             found[name] = {key: values[key] for key in values.keys() - {"time", "memory", "created"}}

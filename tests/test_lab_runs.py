@@ -7,11 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from labs import SHAPES
+from labs import SHAPES, made_tokenizer
 from transformers import BertForSequenceClassification
 
 from extensions import runs as lab_runs
-from extensions.made_tokenizers import made_tokenizer
 from extensions.models import build_model
 from extensions.recipes import BLOOM_BASE, RECIPES, with_data
 from extensions.runs import LabBench, attach_method, lab_folder, measure_lab, methods_of
@@ -19,8 +18,8 @@ from extensions.scoring import label_loss, majority
 from extensions.tasks import with_test
 from study.comparison import chosen_rates
 from utils.config import ASSETS
-from utils.counts import count_parameters
 from utils.runs import RunRecord
+from utils.sizes import count_parameters
 
 LABS = {
     "bert-paraphrase": [{"sentence1": "a film", "sentence2": f"film {i}", "label": i % 2} for i in range(12)],
@@ -152,16 +151,13 @@ def test_variants_of_bert_are_counted(method, count):
     assert isinstance(attached.get_base_model(), BertForSequenceClassification)
 
 
-def test_a_missing_test_part_is_the_validation_part_and_train_gives_a_tenth():
+def test_a_missing_test_part_is_the_validation_part_and_the_majority_is_that_of_training():
     rows = DatasetDict(train=Dataset.from_dict({"x": range(20)}), validation=Dataset.from_dict({"x": range(90, 95)}))
     parts = with_test(rows)
     assert {name: list(part["x"]) for name, part in parts.items()} == {
         "train": list(range(18)), "validation": [18, 19], "test": list(range(90, 95)),
     }  # fmt: skip
     assert with_test(parts) is parts
-
-
-def test_majority_is_what_is_commonest_in_training():
     assert majority([1, 1, 0], [0, 0, 0, 1]).value == 0.25
 
 

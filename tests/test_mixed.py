@@ -14,11 +14,10 @@ from transformers import (
 )
 
 from extensions.recipes import RECIPES
-from utils.adapter_files import AdapterError
-from utils.adapters import AdapterLibrary, attach
-from utils.mixed import mixed_adapters, repeated
-from utils.places import ia3_config, recipe_config
-from utils.storage import save_adapter
+from extensions.training import recipe_config
+from utils.adapters import AdapterError, attach, ia3_config
+from utils.generation import generate, mixed_adapters, repeated
+from utils.saving import AdapterLibrary, save_adapter
 
 NAMES = ["up", None, "down", "up"]
 IDS = torch.randint(5, 90, (4, 7), generator=torch.Generator().manual_seed(0))
@@ -114,6 +113,25 @@ def test_generate_writes_for_each_row_what_its_adapter_writes_alone(kind, beams)
     assert len({tuple(row.tolist()) for row in mixed}) > 1
 
 
+def test_the_courses_generate_gives_each_row_its_own_adapter(tokenizer):
+    """Names for prompts, whose samples share them, or for every row; to a prompt that several rows go on from, too."""
+    model, options = two_adapters("gpt2"), {"new_tokens": 8, "do_sample": False}
+    prompts = ["I saw", "A dull film", "I saw", "The acting is"]
+    alone = {}
+    for name in ("up", "down"):
+        model.set_adapter(name)
+        alone[name] = [sample.text for sample in generate(model, tokenizer, prompts, **options)]
+    with model.disable_adapter():
+        alone[None] = [sample.text for sample in generate(model, tokenizer, prompts, **options)]
+    expected = [alone[name][row] for row, name in enumerate(NAMES)]
+    with mixed_adapters(model, NAMES):
+        assert [sample.text for sample in generate(model, tokenizer, prompts, **options)] == expected
+        repeated_texts = [sample.text for sample in generate(model, tokenizer, prompts, samples=2, **options)]
+        rows = [sample.text for sample in generate(model, tokenizer, ["I saw"], samples=4, **options)]
+    assert repeated_texts == [text for text in expected for _ in range(2)]
+    assert rows == [alone[name][0] for name in NAMES] and len(set(rows)) == 3
+
+
 @torch.no_grad()
 def test_a_row_in_a_batch_of_its_own_differs_by_rounding_only():
     model = two_adapters("t5")
@@ -144,6 +162,7 @@ def test_afterwards_the_model_is_as_before_even_after_an_error():
     assert torch.equal(model(**inputs("bert")).logits, before) and model.active_adapter == "down"
     assert flags == [p.requires_grad for p in model.parameters()]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not hasattr(model, "row_adapters")
 
 
 def test_refusals():

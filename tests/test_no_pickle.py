@@ -21,20 +21,16 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from datasets import Dataset
+from labs import made_tokenizer
 
-from extensions.made_tokenizers import made_tokenizer
 from extensions.models import build_model, load_model
 from extensions.recipes import RECIPES
 from utils import training
-from utils.adapter_files import AdapterError
-from utils.adapters import attach, load_base
+from utils.adapters import AdapterError, attach, load_base, trainable_state
 from utils.checkpoints import SafeTrainer
-from utils.config import PROFILES
+from utils.config import PROFILES, ROOT, HubError
 from utils.data import to_blocks
-from utils.hub import HubError
-from utils.rivals import trainable_state
-from utils.settings import ROOT
-from utils.storage import load_adapter, save_adapter
+from utils.saving import load_adapter, save_adapter
 
 PLANTED = (
     "adapter_model.bin", "adapter_model.pt", "adapter.pkl", "pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt",

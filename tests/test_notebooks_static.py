@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-import exercise_rules
+import exercise_rules as ex
 import nbformat
 import notebook_rules as rules
 import pytest
@@ -12,7 +12,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
-ALL_RULES = (*rules.RULES, *exercise_rules.RULES)
+ALL_RULES = (*rules.RULES, *ex.RULES)
 HERE = [name for name in NOTEBOOKS if (ROOT / name).is_file()]
 
 
@@ -95,6 +95,10 @@ def add_output(notebook: NotebookNode, *output: object, **fields: object) -> Non
     notebook.cells[2].outputs.append(new_output(*output, **fields))
 
 
+def show(notebook: NotebookNode, kind: str, data: object) -> None:
+    add_output(notebook, "display_data", {kind: data})
+
+
 def set_first(notebook: NotebookNode, **fields: object) -> None:
     notebook.cells[2].update(fields)
 
@@ -113,6 +117,10 @@ def part(notebook: NotebookNode, cell_id: str) -> NotebookNode:
     return next(cell for cell in notebook.cells if cell.id == cell_id)
 
 
+def replace_in(notebook: NotebookNode, cell_id: str, old: str, new: str = "") -> None:
+    part(notebook, cell_id).source = part(notebook, cell_id).source.replace(old, new, 1)
+
+
 def change_grading(notebook: NotebookNode, cell_id: str, **fields: object) -> None:
     part(notebook, cell_id).metadata["nbgrader"].update(fields)
 
@@ -126,20 +134,14 @@ BREAKS = {
     "counts out of order": (rules.counts_from_one, lambda n: set_first(n, execution_count=7)),
     "error": (rules.clean_outputs, lambda n: add_output(n, "error", ename="E", evalue="", traceback=[])),
     "stderr": (rules.clean_outputs, lambda n: add_output(n, "stream", name="stderr", text="w")),
-    "widget": (
-        rules.clean_outputs,
-        lambda n: add_output(n, "display_data", {"application/vnd.jupyter.widget-view+json": {}}),
-    ),
+    "widget": (rules.clean_outputs, lambda n: show(n, "application/vnd.jupyter.widget-view+json", {})),
     "widget state": (rules.clean_outputs, lambda n: n.metadata.update(widgets={})),
     "path in source": (rules.no_absolute_paths, lambda n: set_first(n, source="open('/home/ann/x')")),
     "path in output": (
         rules.no_absolute_paths,
         lambda n: add_output(n, "stream", name="stdout", text="saved in /tmp/x.json"),
     ),
-    "path in a result": (
-        rules.no_absolute_paths,
-        lambda n: add_output(n, "display_data", {"text/html": "<p>in /root/x</p>"}),
-    ),
+    "path in a result": (rules.no_absolute_paths, lambda n: show(n, "text/html", "<p>in /root/x</p>")),
     "Windows path": (rules.no_absolute_paths, lambda n: set_first(n, source=r"open(r'C:\Users\ann')")),
     "shell": (rules.no_shell, lambda n: set_first(n, source="x = 1\n!ls")),
     "pip magic": (rules.no_shell, lambda n: set_first(n, source="%pip install torch")),
@@ -161,55 +163,43 @@ BREAKS = {
     "two code cells": (rules.text_between_code, lambda n: n.cells.pop(3)),
     "solution after the lesson's code": (rules.text_between_code, lambda n: n.cells.insert(2, part(n, "double"))),
     "solution after a solution": (rules.text_between_code, lambda n: n.cells.insert(46, part(n, "double"))),
-    "big file": (rules.small_file, lambda n: add_output(n, "display_data", {"image/png": "a" * 2_100_000})),
+    "big file": (rules.small_file, lambda n: show(n, "image/png", "a" * 2_100_000)),
     "too many tagged": (rules.mostly_compared, tag_all),
     "too many figures": (rules.mostly_compared, only_figures),
     "no outputs": (rules.mostly_compared, lambda n: [c.update(outputs=[]) for c in rules.code_cells(n)]),
     "skipped level": (rules.headings_in_order, lambda n: n.cells[1].update(source="### Too deep")),
     "no title": (rules.headings_in_order, lambda n: n.cells[0].update(source="Title")),
     "second title": (rules.headings_in_order, lambda n: n.cells[44].update(source="# Another")),
-    "figure without alt": (rules.figures_have_alt, lambda n: add_output(n, "display_data", {"image/png": "aaaa"})),
+    "figure without alt": (rules.figures_have_alt, lambda n: show(n, "image/png", "aaaa")),
     "empty alt": (rules.figures_have_alt, lambda n: n.cells[4].outputs[0].metadata["image/png"].update(alt=" ")),
     "exercises in the place of a lesson": (rules.cell_number, lambda n: n.cells.__delitem__(slice(2, 8))),
     "text in cards only": (rules.enough_text, lambda n: n.cells.__setitem__(slice(41, 45), exercises(20)[:1] * 4)),
     "compared in exercises only": (rules.mostly_compared, lambda n: (tag_all(n), n.cells.extend(exercises(23) * 9))),
-    "other version": (exercise_rules.nbgrader_metadata, lambda n: change_grading(n, "test", schema_version=2)),
-    "no points": (exercise_rules.nbgrader_metadata, lambda n: part(n, "test").metadata["nbgrader"].pop("points")),
-    "zero points": (exercise_rules.nbgrader_metadata, lambda n: change_grading(n, "test", points=0)),
-    "unlocked test": (exercise_rules.nbgrader_metadata, lambda n: change_grading(n, "test", locked=False)),
-    "another grade id": (exercise_rules.nbgrader_metadata, lambda n: change_grading(n, "test", grade_id="other")),
-    "no test": (exercise_rules.whole_exercises, lambda n: drop(n, "test")),
-    "no card": (exercise_rules.whole_exercises, lambda n: drop(n, "written-card")),
-    "no scoreboard": (exercise_rules.whole_exercises, lambda n: n.cells.__delitem__(slice(-2, None))),
-    "too many exercises": (
-        exercise_rules.whole_exercises,
-        lambda n: n.cells.__setitem__(slice(45, 48), n.cells[45:48] * 9),
-    ),
-    "no minutes": (exercise_rules.helpful_cards, lambda n: part(n, "card").update(source="### Exercise 1.1 · Double")),
-    "two helps": (
-        exercise_rules.helpful_cards,
-        lambda n: part(n, "card").update(source=part(n, "card").source.replace("<details>", "", 1)),
-    ),
-    "no solution": (exercise_rules.marked_regions, lambda n: part(n, "double").update(source="def double(x): ...")),
-    "unclosed": (
-        exercise_rules.marked_regions,
-        lambda n: part(n, "test").update(source=part(n, "test").source.replace("### END HIDDEN TESTS", "")),
-    ),
-    "silent test": (exercise_rules.exercises_compared, lambda n: part(n, "test").update(outputs=[])),
-    "ignored test": (
-        exercise_rules.exercises_compared,
-        lambda n: part(n, "test").metadata.update(tags=["nbval-ignore-output"]),
-    ),
+    "other version": (ex.nbgrader_metadata, lambda n: change_grading(n, "test", schema_version=2)),
+    "no points": (ex.nbgrader_metadata, lambda n: part(n, "test").metadata["nbgrader"].pop("points")),
+    "zero points": (ex.nbgrader_metadata, lambda n: change_grading(n, "test", points=0)),
+    "unlocked test": (ex.nbgrader_metadata, lambda n: change_grading(n, "test", locked=False)),
+    "another grade id": (ex.nbgrader_metadata, lambda n: change_grading(n, "test", grade_id="other")),
+    "no test": (ex.whole_exercises, lambda n: drop(n, "test")),
+    "no card": (ex.whole_exercises, lambda n: drop(n, "written-card")),
+    "no scoreboard": (ex.whole_exercises, lambda n: n.cells.__delitem__(slice(-2, None))),
+    "too many exercises": (ex.whole_exercises, lambda n: n.cells.__setitem__(slice(45, 48), n.cells[45:48] * 9)),
+    "no minutes": (ex.helpful_cards, lambda n: part(n, "card").update(source="### Exercise 1.1 · Double")),
+    "two helps": (ex.helpful_cards, lambda n: replace_in(n, "card", "<details>")),
+    "no solution": (ex.marked_regions, lambda n: part(n, "double").update(source="def double(x): ...")),
+    "unclosed": (ex.marked_regions, lambda n: replace_in(n, "test", "### END HIDDEN TESTS")),
+    "silent test": (ex.exercises_compared, lambda n: part(n, "test").update(outputs=[])),
+    "ignored test": (ex.exercises_compared, lambda n: part(n, "test").metadata.update(tags=["nbval-ignore-output"])),
     "solution with output": (
-        exercise_rules.exercises_compared,
+        ex.exercises_compared,
         lambda n: part(n, "double").update(outputs=part(n, "test").outputs),
     ),
     "lesson calls an answer": (
-        exercise_rules.lesson_stands_alone,
+        ex.lesson_stands_alone,
         lambda n: n.cells.append(new_code_cell("def later():\n    return double(2)")),
     ),
-    "answer overwrites the lesson": (exercise_rules.lesson_stands_alone, lambda n: set_first(n, source="double = 1")),
-    "SVG": (rules.figures_have_alt, lambda n: add_output(n, "display_data", {"image/svg+xml": "<svg/>"})),
+    "answer overwrites the lesson": (ex.lesson_stands_alone, lambda n: set_first(n, source="double = 1")),
+    "SVG": (rules.figures_have_alt, lambda n: show(n, "image/svg+xml", "<svg/>")),
 }
 
 

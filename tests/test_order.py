@@ -5,19 +5,17 @@ The notebooks themselves are run so in tests/reorder.py (`make test-order`), whi
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import nbformat
 import order_rules
 import pytest
+from exercise_rules import names_set, names_used
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from notebook_rules import code_cells
-from reorder import compared_text, differences, sections, setup_cell
+from reorder import compared_text, differences, error_of, setup_cell
 from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
-from utils import restarts
+from utils.session import RUN_ABOVE
 
 ALL = (*NOTEBOOKS, *EXTENSIONS)
 
@@ -27,30 +25,11 @@ def read(name: str) -> NotebookNode:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_cells_take_their_names_from_above(name: str) -> None:
-    assert order_rules.names_from_above(read(name)) == []
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_setup_cell_needs_no_other(name: str) -> None:
-    source = setup_cell(read(name)).source
-    assert order_rules.names_read(source) <= restarts.names_made(source) | order_rules.KNOWN
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_cells_can_be_run_twice(name: str) -> None:
-    assert order_rules.can_run_twice(read(name)) == []
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_what_a_section_misses_after_a_restart_has_a_heading(name: str) -> None:
+def test_cells_take_their_names_from_above_and_can_be_run_twice(name: str) -> None:
     notebook = read(name)
-    cells, ready = code_cells(notebook), restarts.names_made(setup_cell(notebook).source)
-    for heading, inside in sections(notebook).items():
-        missing = order_rules.sources_of(inside, cells[: cells.index(inside[0])])
-        for cell in inside:
-            for missed in (missing.keys() & order_rules.names_read(cell.source)) - ready:
-                assert restarts.made_under(missed, cell.source, [ROOT / name]), f"{heading}: {missed}"
+    assert [*order_rules.names_from_above(notebook), *order_rules.can_run_twice(notebook)] == []
+    setup = setup_cell(notebook).source
+    assert names_used(setup) <= names_set(setup, imports=True) | order_rules.KNOWN
 
 
 def lesson(*sources: str) -> NotebookNode:
@@ -99,15 +78,6 @@ def test_a_name_from_below_is_found() -> None:
     assert order_rules.names_from_above(notebook) == ["a: no cell above makes 'y'"]
 
 
-def test_sources_are_the_last_cells_that_make_a_name() -> None:
-    above = code_cells(lesson("x, y = 1, 2", "x = 3", "z = 4"))
-    assert order_rules.sources_of(code_cells(lesson("w = x + y", "print(w, z)")), above) == {
-        "x": "b",
-        "y": "a",
-        "z": "c",
-    }
-
-
 def test_differences_are_those_that_nbval_would_find() -> None:
     def printed(text: str) -> list[NotebookNode]:
         return [new_output("stream", name="stdout", text=text)]
@@ -126,65 +96,21 @@ def test_differences_are_those_that_nbval_would_find() -> None:
 # --- the message --------------------------------------------------------------------------------------------------
 
 
-def test_the_last_heading_above_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "lesson.ipynb"
-    nbformat.write(
-        lesson("x, y = 1, 2", "import x", "print(x, y)", "%matplotlib inline\nq = 1", "def z(): q", "x"), path
+def test_a_restarted_kernel_says_what_to_run_and_leaves_other_errors_alone() -> None:
+    """The message is what is shown: code that catches a NameError, as the exercises' checks do, sees Python's."""
+    sources = (
+        "from utils.restarts import explain_missing_names\nexplain_missing_names()\nexplain_missing_names()",
+        next(cell.source for cell in read("02-Train.ipynb").cells if cell.id == "data"),
+        "1 / 0",
+        "def f():\n    x\n    x = 1\nf()",
+        "try:\n    tokenizer\nexcept NameError as error:\n    assert str(error).endswith('is not defined')",
     )
-    (tmp_path / "broken.ipynb").write_text('{"cells": [1]}', encoding="utf-8")
-    paths = [tmp_path / "missing.ipynb", tmp_path / "broken.ipynb", path]
-    assert restarts.made_under("x", "print(x, y)", paths) == "Part b"
-    assert restarts.made_under("y", "print(x, y)\n", paths) == "Part a"
-    assert restarts.made_under("z", "x", paths) == "Part e"
-    assert restarts.made_under("z", "print(x, y)", paths) is None  # made below, where "run all above" does not go
-    assert restarts.made_under("q", "x", paths) is None  # in a cell that is not Python, and inside a function
-    assert restarts.made_under("x", "print(x, y)  # changed", paths) is None
-
-
-def test_nothing_happens_outside_a_notebook() -> None:
-    restarts.explain_missing_names()
-
-
-@pytest.fixture(scope="module")
-def shown() -> dict[str, str]:
-    """What a restarted kernel shows where each of the cells fails: cell -> error as name and message."""
-    data, loads = (next(c.source for c in read("02-Train.ipynb").cells if c.id == name) for name in ("data", "fresh"))
-    sources = {
-        "start": "from utils.restarts import explain_missing_names\nexplain_missing_names()\nexplain_missing_names()",
-        "lesson": data, "later": loads, "own": "reslt + 1", "elsewhere": "print(tokenizer)",
-        "library": "exec('tokenizer', {})", "other": "1 / 0",
-        "local": "def f():\n    x\n    x = 1\nf()",
-        "caught": "try:\n    tokenizer\nexcept NameError as error:\n    assert str(error).endswith('is not defined')",
-        "checked": "from utils.checks import Answer, Wrong\ndef f():\n    return profile\ntry:\n    Answer(f)()\n"
-                   "except Wrong as wrong:\n    raise ValueError(str(wrong)) from None",
-    }  # fmt: skip
-    notebook = new_notebook(cells=[new_code_cell(source) for source in sources.values()])
+    notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
     NotebookClient(
         notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(ROOT)}}
     ).execute()
-    errors = [[o for o in cell.outputs if o.output_type == "error"] for cell in notebook.cells]
-    return {
-        name: f"{found[0].ename}: {found[0].evalue}" + ("" if found[0].traceback else " (not shown)") if found else ""
-        for name, found in zip(sources, errors, strict=True)
-    }
-
-
-def test_a_restarted_kernel_says_what_to_run(shown: dict[str, str]) -> None:
-    assert shown["start"] == ""
-    assert shown["lesson"].startswith("NameError: name 'profile' is not defined. It is made above, under '02 · Train")
-    assert shown["later"].startswith(
-        "NameError: name 'load_base' is not defined. It is made above, under '2 · How many"
-    )
-    assert restarts.RUN_ABOVE in shown["lesson"] and restarts.RUN_ABOVE in shown["later"]
-
-
-def test_other_errors_are_shown_as_they_are(shown: dict[str, str]) -> None:
-    assert shown["own"] == "NameError: name 'reslt' is not defined"
-    assert shown["elsewhere"] == shown["library"] == "NameError: name 'tokenizer' is not defined"
-    assert shown["other"] == "ZeroDivisionError: division by zero"
-    assert shown["local"].startswith("UnboundLocalError") and restarts.RUN_ABOVE not in shown["local"]
-
-
-def test_checks_and_handlers_see_pythons_message(shown: dict[str, str]) -> None:
-    assert shown["caught"] == ""
-    assert "name 'profile' is not defined" in shown["checked"] and restarts.RUN_ABOVE not in shown["checked"]
+    start, lesson, other, local, caught = (error_of(cell.outputs) for cell in notebook.cells)
+    assert start is None and caught is None
+    assert lesson.startswith("NameError: name 'profile' is not defined. ") and RUN_ABOVE in lesson
+    assert other == "ZeroDivisionError: division by zero"
+    assert local.startswith("UnboundLocalError") and RUN_ABOVE not in local

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 
 import IPython.display
 import matplotlib
@@ -13,8 +14,9 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from utils import plots
+from study.plots import cost_bars, cost_vs_quality, few_shot_curves, interval_rows, learning_curves, rate_curves
 from utils.metrics import Estimate
+from utils.plots import dial_figure, lengths_histogram, loss_curve, parameter_bar, show, unit_map, vector_heatmap
 from utils.runs import RunRecord
 
 
@@ -45,8 +47,8 @@ def dial_rows(curves=("dial", "contrast"), seeds=(0, 1), strengths=(-1, 0, 1, 2)
     ]  # fmt: skip
 
 
-def test_dial_shows_mean_positivity_of_both_judges_for_both_curves():
-    top = plots.dial_figure(dial_rows())
+def test_dial_shows_mean_positivity_of_both_judges_and_a_band_over_all_seeds():
+    top = dial_figure(dial_rows())
     data = [drawn for drawn in top.get_lines() if len(drawn.get_xdata()) == 4]
     assert [drawn.get_linestyle() for drawn in data] == ["-", "--", "-", "--"]
     assert np.allclose(data[0].get_xdata(), [-1, 0, 1, 2])
@@ -54,18 +56,15 @@ def test_dial_shows_mean_positivity_of_both_judges_for_both_curves():
     assert np.allclose(data[1].get_ydata(), [0.45, 0.5, 0.55, 0.6])
     assert data[0].get_color() != data[2].get_color()
     assert len(top.collections) == 2  # one band a curve
-
-
-def test_dial_band_covers_the_intervals_of_all_seeds():
     rows = dial_rows(curves=("dial",))
     rows[0] = rows[0] | {"positivity": Estimate(0.4, 0.02, 0.97, 9)}
-    (band,) = plots.dial_figure(rows).collections
+    (band,) = dial_figure(rows).collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((0.02, 0.97))
 
 
 def test_dial_perplexity_is_relative_to_the_base():
-    _, reviews, texts = plots.dial_figure(dial_rows()).figure.axes
+    _, reviews, texts = dial_figure(dial_rows()).figure.axes
     drawn = [[d for d in ax.get_lines() if len(d.get_xdata()) == 4] for ax in (reviews, texts)]
     assert [len(lines) for lines in drawn] == [2, 2]
     assert np.allclose(drawn[0][0].get_ydata(), np.exp([0.1, 0, 0.1, 0.4]))
@@ -73,27 +72,21 @@ def test_dial_perplexity_is_relative_to_the_base():
     assert labelled(texts) and "real" in reviews.get_ylabel() and "own" in texts.get_ylabel()
 
 
-def test_dial_needs_the_base_model():
+def test_dial_needs_the_base_model_and_neither_seed_nor_curve():
     with pytest.raises(ValueError, match="measure strength 0"):
-        plots.dial_figure(dial_rows(strengths=(1, 2)))
-
-
-def test_dial_of_one_adapter_without_seed_or_curve():
+        dial_figure(dial_rows(strengths=(1, 2)))
     rows = [{k: v for k, v in row.items() if k not in ("seed", "curve")} for row in dial_rows(("dial",), (0,))]
-    top = plots.dial_figure(rows[::-1])  # any order
+    top = dial_figure(rows[::-1])  # any order
     assert list(top.get_lines()[0].get_xdata()) == [-1, 0, 1, 2]
     assert len(top.collections) == 1
 
 
-def test_lengths_histogram_counts_every_label():
-    ax = plots.lengths_histogram({"positive": [100, 200, 300], "negative": [50, 60, 90]}, block_length=128)
+def test_histogram_and_bar_count_what_they_are_given():
+    ax = lengths_histogram({"positive": [100, 200, 300], "negative": [50, 60, 90]}, block_length=128)
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert {"positive: 3, median 200 words", "negative: 3, median 60 words", "one training block: 128"} == set(texts)
     assert labelled(ax)
-
-
-def test_parameter_bar_writes_counts_and_shares():
-    ax = plots.parameter_bar({"attention": 750, "feed-forward": 250}, {"(IA)³": 1})
+    ax = parameter_bar({"attention": 750, "feed-forward": 250}, {"(IA)³": 1})
     assert [round(bar.get_width() * 1e6) for bar in ax.patches] == [750, 250, 1]
     texts = [text.get_text().split() for text in ax.texts]
     assert texts == [["750", "(75.0", "%)"], ["250", "(25.0", "%)"], ["1", "(0.1", "%)"]]
@@ -105,7 +98,7 @@ def test_loss_curve_keeps_steps_and_marks_the_best():
         {"step": 5, "train_loss": 4.9},
         {"step": 10, "train_loss": 4.8, "eval_loss": 4.7},
     ]
-    ax = plots.loss_curve(history, baseline=5.0)
+    ax = loss_curve(history, baseline=5.0)
     batches, held_out = ax.figure.axes
     assert held_out is ax and [a.get_title(loc="left") for a in (batches, ax)] == [
         "training batches",
@@ -127,22 +120,19 @@ def vectors(layers=11, width=8):
     return made
 
 
-def test_heatmap_is_the_mean_distance_from_one_by_layer_and_part():
-    ax = plots.vector_heatmap(vectors())
+def test_heatmap_is_the_mean_distance_from_one_and_the_unit_map_is_centred_there():
+    ax = vector_heatmap(vectors())
     means = ax.images[0].get_array()
     assert means.shape == (11, 4)
     assert np.allclose(means[10], [1.0, 2.0, 3.0, 0.1])
     assert np.allclose(means[2], [0.2, 0.4, 0.6, 0.02])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["q", "k", "v", "ff"]
-
-
-def test_unit_map_is_centred_at_one():
-    ax = plots.unit_map(vectors())
+    ax = unit_map(vectors())
     image = ax.images[0]
     assert image.get_array().shape == (11, 3 * 8 + 32)
     assert image.norm(1.0) == pytest.approx(0.5)
     untouched = {key: torch.ones_like(value) for key, value in vectors().items()}
-    assert plots.unit_map(untouched).images[0].norm(1.0) == pytest.approx(0.5)  # a fresh adapter draws too
+    assert unit_map(untouched).images[0].norm(1.0) == pytest.approx(0.5)  # a fresh adapter draws too
 
 
 def run(method, seed, losses):
@@ -150,14 +140,11 @@ def run(method, seed, losses):
     return RunRecord("finished", method, "mini", "id", {}, seed, history=history)
 
 
-def test_a_curve_that_starts_above_the_base_is_measured_from_the_base():
-    ax = plots.learning_curves([run("ia3", 0, [5, 4]), run("prefix", 0, [9, 4.5])])
+def test_learning_curves_are_means_over_seeds_measured_from_the_base():
+    ax = learning_curves([run("ia3", 0, [5, 4]), run("prefix", 0, [9, 4.5])])
     assert list(line(ax, "prefix tuning: best -0.5000").get_ydata()) == [4, -0.5]
     assert ax.get_ylim()[1] < 4  # its start is outside
-
-
-def test_learning_curves_are_means_over_seeds():
-    ax = plots.learning_curves([run("ia3", 0, [5, 4]), run("ia3", 1, [5, 3]), run("new-method", 0, [5, 2])])
+    ax = learning_curves([run("ia3", 0, [5, 4]), run("ia3", 1, [5, 3]), run("new-method", 0, [5, 2])])
     mean = line(ax, "(IA)³: best -1.5000 (mean of 2 seeds)")
     assert list(mean.get_ydata()) == [0, -1.5]
     assert list(line(ax, "new-method: best -3.0000").get_ydata()) == [0, -3]
@@ -174,7 +161,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("quality", "front"), [("positivity", [100, 10000]), ("test_loss", [100, 1000])])
 def test_cost_vs_quality_joins_the_pareto_front(quality, front):
-    ax = plots.cost_vs_quality(ROWS, quality=quality)
+    ax = cost_vs_quality(ROWS, quality=quality)
     assert list(line(ax, "Pareto").get_xdata()) == front
     assert ax.get_xscale() == "log"
     assert "parameters" in ax.get_xlabel()
@@ -185,8 +172,8 @@ def test_cost_vs_quality_joins_the_pareto_front(quality, front):
 
 def test_given_axes_are_drawn_on():
     _, ax = plt.subplots()
-    assert plots.loss_curve([{"step": 0, "eval_loss": 1.0}], ax=ax) is ax
-    assert plots.vector_heatmap(vectors(), ax=ax) is ax
+    assert loss_curve([{"step": 0, "eval_loss": 1.0}], ax=ax) is ax
+    assert vector_heatmap(vectors(), ax=ax) is ax
 
 
 @pytest.fixture
@@ -197,8 +184,8 @@ def displayed(monkeypatch):
 
 
 def test_show_sends_a_png_with_its_alt_text_and_closes_the_figure(displayed):
-    ax = plots.loss_curve([{"step": 0, "eval_loss": 1.0}])
-    plots.show(ax.figure, "One loss.")
+    ax = loss_curve([{"step": 0, "eval_loss": 1.0}])
+    show(ax.figure, "One loss.")
     ((data, options),) = displayed
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
     assert options["metadata"] == {"image/png": {"alt": "One loss."}}
@@ -206,13 +193,58 @@ def test_show_sends_a_png_with_its_alt_text_and_closes_the_figure(displayed):
     assert not plt.get_fignums()
 
 
-def test_show_draws_the_same_bytes_twice(displayed):
+def test_show_draws_the_same_bytes_twice_and_nothing_without_alt_text(displayed):
     for _ in range(2):
-        plots.show(plots.dial_figure(dial_rows()).figure, "The dial.")
+        show(dial_figure(dial_rows()).figure, "The dial.")
     assert displayed[0][0] == displayed[1][0]
-
-
-def test_a_figure_without_alt_text_is_refused(displayed):
     with pytest.raises(ValueError, match="alt text"):
-        plots.show(plt.figure(), " ")
-    assert not displayed
+        show(plt.figure(), " ")
+    assert len(displayed) == 2
+
+
+# --- the study's --------------------------------------------------------------------------------------------------
+
+
+def words(ax) -> list[str]:
+    return [text.get_text().strip() for text in ax.texts]
+
+
+def test_rates_are_drawn_as_gains_with_a_ring_at_the_best():
+    ax = rate_curves({"ia3": {1e-3: 3.9, 1e-2: 3.8, 1e-1: math.inf}, "full": {1e-4: 3.7}}, start=4.0)
+    curve, ring = ax.lines[:2]
+    assert list(curve.get_ydata())[:2] == pytest.approx([-0.1, -0.2])
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (1e-2, pytest.approx(-0.2))
+    low, high = ax.get_ylim()
+    assert low < -0.3 and high > 0 and ax.get_xscale() == "log"
+
+
+def test_bars_are_shares_of_full_and_a_missing_cost_says_so():
+    rows = [
+        {"method": "ia3", "bytes_on_disk": 5, "step_ratio": 0.9, "peak": None},
+        {"method": "full", "bytes_on_disk": 1000, "step_ratio": 1.0, "peak": 7},
+    ]
+    panels = cost_bars(rows, {"bytes_on_disk": "bytes", "step_ratio": "time", "peak": "memory"})
+    assert [ax.patches[0].get_width() for ax in panels] == pytest.approx([0.005, 0.9, 0])
+    assert [words(ax) for ax in panels] == [["0.5 %", "100 %"], ["90 %", "100 %"], ["not measured", "100 %"]]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["(IA)³", "full fine-tuning"]
+
+
+def test_rows_show_their_intervals_and_the_levels():
+    rows = [{"label": name, "positivity": Estimate(v, v - 0.1, v + 0.2, 9)} for name, v in (("a", 0.5), ("b", 0.7))]
+    ax = interval_rows(rows, "positivity", {"base": Estimate(0.48, 0.4, 0.5, 9), "(IA)³": Estimate(0.68, 0.6, 0.7, 9)})
+    assert list(ax.lines[2].get_xdata()) == pytest.approx([0.6, 0.9]) and list(ax.lines[3].get_xdata()) == [0.7]
+    assert words(ax) == ["base", "(IA)³"] and ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is on top
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+
+
+def test_few_reviews_have_a_line_for_each_method_in_each_panel():
+    rows = [
+        {"method": m, "train_reviews": n, "best_loss": 4 - n / 1000, "positivity": Estimate(0.6, 0.5, 0.7, 8)}
+        for m in ("ia3", "full")
+        for n in (128, 8)
+    ]
+    panels = few_shot_curves(rows, ("best_loss", "positivity"), {"best_loss": 4.1, "positivity": 0.5})
+    losses = [line for line in panels[0].lines if line.get_label() in ("(IA)³", "full fine-tuning")]
+    assert len(losses) == 2 and list(losses[0].get_ydata()) == pytest.approx([3.992, 3.872])
+    assert all([tick.get_text() for tick in ax.get_xticklabels()] == ["8", "128"] for ax in panels)
+    assert len(panels[1].collections) == 2  # intervals

@@ -10,8 +10,8 @@ import pytest
 from transformers import GPT2Config
 
 from study.claims import load_claims
-from utils.counts import predict_ia3_count, predict_lora_count
-from utils.settings import ROOT
+from utils.config import ROOT
+from utils.sizes import predict_ia3_count, predict_lora_count
 
 MEASUREMENT = re.compile(r"(?<![\w.,-])\d[\d,]*(?:\.\d+(?: ?%)?| ?%|e-?\d+)")  # 4.6, 39.8 %, 95 %, 1e-3
 PUBLISHED = next(claim.also["gsm8k"] for claim in load_claims() if "gsm8k" in claim.also)

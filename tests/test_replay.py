@@ -36,29 +36,25 @@ def write(path: Path, *sources: str, tagged: str | None = None) -> Path:
     return path
 
 
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run this Python with the arguments in the repository root; stdout and stderr as text."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=replay.ROOT, env=os.environ | environment, capture_output=True, encoding="utf-8", timeout=PATIENCE
-    )
-
-
 def code(path: Path) -> list[NotebookNode]:
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-def test_replay_keeps_whole_and_partial_notebooks_and_says_why_it_stopped(tmp_path: Path) -> None:
+def test_replay_keeps_whole_and_partial_notebooks_and_says_why_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = "import os\nprint(os.getcwd() == os.environ['EXPECTED'], os.environ['LAB_PROFILE'])"
     good = write(tmp_path / "good.ipynb", where, FIGURE)
     bad = write(tmp_path / "bad.ipynb", "print('before')", "raise ValueError('too\\nmany')", "print('after')")
     later = write(tmp_path / "later.ipynb", "print('never')")
     out = tmp_path / "out"
-    done = run("scripts/replay.py", good, bad, later, "--output", out, EXPECTED=str(tmp_path), LAB_PROFILE="tiny")
-    assert done.returncode == 1
-    assert "FAILED bad.ipynb, code cell [2] (cell 3 of the notebook): ValueError: too" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(re.findall(r"^  \[ ?\d+/\d+\] .* s$", done.stdout, re.MULTILINE)) == 4  # one line a cell that ran
+    monkeypatch.setenv("EXPECTED", str(tmp_path))
+    monkeypatch.setenv("LAB_PROFILE", "tiny")
+    assert replay.main([*map(str, (good, bad, later)), "--output", str(out)]) == 1
+    said = capsys.readouterr()
+    assert "FAILED bad.ipynb, code cell [2] (cell 3 of the notebook): ValueError: too" in said.err
+    assert "Traceback" not in said.err
+    assert len(re.findall(r"^  \[ ?\d+/\d+\] .* s$", said.out, re.MULTILINE)) == 4  # one line a cell that ran
     assert code(out / "good.ipynb")[0].outputs[0].text == "True tiny\n"
     assert 'alt="A rising line"' in (out / "good.html").read_text(encoding="utf-8")
     first, failed, after = code(out / "bad.ipynb")
@@ -68,11 +64,37 @@ def test_replay_keeps_whole_and_partial_notebooks_and_says_why_it_stopped(tmp_pa
     assert not (out / "later.ipynb").exists()
 
 
-def test_dead_kernel_is_reported_long_before_the_cell_timeout(tmp_path: Path) -> None:
+def test_the_index_names_each_notebook_its_goal_and_its_state(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name, source in (("01-Setup.ipynb", "1"), ("02-Train.ipynb", "1 / 0")):
+        replay.main([str(write(tmp_path / name, source)), "--output", str(out)])
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'href="([^"]+)"', page) == ["01-Setup.html", "02-Train.html"]  # and nothing from elsewhere
+    assert re.findall(r"<small>(.*?)</small>", page) == [
+        "ran in 0.0 minutes",
+        "stopped at an error",
+        *["not run yet"] * 2,
+    ]
+    assert "learns to write more positive movie reviews" in page and "You will be able to" not in page
+
+
+def test_streams_are_joined_as_a_terminal_shows_them() -> None:
+    def stream(text: str, name: str = "stdout") -> NotebookNode:
+        return new_output("stream", name=name, text=text)
+
+    parts = [stream("10 %\r"), stream("100 %\r\nend"), stream("x" * 300_000), stream("no", "stderr"), stream("!")]
+    joined = replay.join_streams(parts)
+    assert [(output.name, output.text) for output in joined] == [
+        ("stdout", "100 %\nend" + "x" * 300_000), ("stderr", "no"), ("stdout", "!"),
+    ]  # fmt: skip
+
+
+def test_dead_kernel_is_reported_long_before_the_cell_timeout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "dead.ipynb", "print('alive')", "import os\nos._exit(1)", "1")
-    done = run("scripts/replay.py", path, "--output", tmp_path / "out", "--timeout", 900)
-    assert done.returncode == 1
-    assert "FAILED dead.ipynb, code cell [2] (cell 3 of the notebook): the kernel died" in done.stderr
+    assert replay.main([str(path), "--output", str(tmp_path / "out"), "--timeout", "900"]) == 1
+    assert "FAILED dead.ipynb, code cell [2] (cell 3 of the notebook): the kernel died" in capsys.readouterr().err
     assert code(tmp_path / "out" / "dead.ipynb")[0].outputs[0].text == "alive\n"
     assert (tmp_path / "out" / "dead.html").is_file()
 
@@ -105,15 +127,14 @@ def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A notebook that was refreshed: exact output, output in pieces, a figure, and a time in a tagged cell."""
     folder = tmp_path_factory.mktemp("refreshed")
     path = write(folder / "small.ipynb", "6 * 7", STREAM, FIGURE, "object()", tagged="import time\ntime.time_ns()")
-    done = run("scripts/refresh.py", path)
-    assert done.returncode == 0, done.stderr
+    assert refresh.main([str(path)]) == 0
     return path
 
 
 def test_refresh_twice_gives_the_same_bytes(refreshed: Path, tmp_path: Path) -> None:
     again = tmp_path / refreshed.name
     again.write_bytes(refreshed.read_bytes())
-    assert run("scripts/refresh.py", again).returncode == 0
+    assert refresh.main([str(again)]) == 0
     texts = []
     for path in (refreshed, again):
         text = re.sub(r"0x[0-9a-f]+", "ADDRESS", path.read_text(encoding="utf-8"))
@@ -141,7 +162,8 @@ def test_strict_nbval_compares_what_is_not_tagged_and_has_a_count(refreshed: Pat
     ]
     settings = ["-c", "pyproject.toml", "--rootdir", tmp_path, "-p", "no:cacheprovider", "-rA", "--color=no"]
     options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120", "--nbval-sanitize-with", SANITIZE]
-    done = run("-m", "pytest", *settings, *options, *paths)
+    command = [sys.executable, "-m", "pytest", *map(str, (*settings, *options, *paths))]
+    done = subprocess.run(command, cwd=replay.ROOT, capture_output=True, encoding="utf-8", timeout=PATIENCE)
     assert re.findall(r"^FAILED .*?(\w+\.ipynb::Cell \d+)", done.stdout, re.MULTILINE) == ["changed.ipynb::Cell 0"], (
         done.stdout
     )
@@ -188,7 +210,7 @@ def test_refresh_leaves_a_notebook_that_did_not_finish(
     assert code(tmp_path / "build" / "refresh" / "small.ipynb")[0].outputs[0].text == "half"
 
 
-def test_normalise_drops_widgets_and_editor_metadata_and_keeps_what_grades() -> None:
+def test_normalise_drops_widgets_and_editor_metadata_and_gives_exercises_their_grade_id() -> None:
     widget = new_output("display_data", {refresh.WIDGET: {"model_id": "1"}, "text/plain": "IntSlider()"})
     kept = {"tags": ["nbval-ignore-output"], "nbgrader": {"grade": True}}
     noise = {"execution": {"iopub.execute_input": "2030"}, "scrolled": True}
@@ -198,10 +220,6 @@ def test_normalise_drops_widgets_and_editor_metadata_and_keeps_what_grades() -> 
     assert notebook.cells[0].id == "mine" and notebook.cells[0].execution_count == 1
     assert "widgets" not in notebook.metadata and notebook.metadata["course"] == "IA3"
     nbformat.validate(notebook)
-
-
-def test_normalise_gives_cells_of_exercises_their_grade_id() -> None:
-    """A copied exercise: JupyterLab draws new ids, and shows them nowhere."""
     pasted = [new_code_cell("1", id="9d2f", metadata={"nbgrader": {"grade_id": "ex-1-7"}}), new_code_cell("2", id="b")]
     assert [cell.id for cell in refresh.normalise(new_notebook(cells=pasted)).cells] == ["ex-1-7", "b"]
 
@@ -219,10 +237,10 @@ def test_write_atomic_replaces_whole_files(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "folder" / "file"
     replay.write_atomic(path, b"old")
 
-    def full(descriptor: int) -> None:
+    def full(source: Path, target: Path) -> None:
         raise OSError("disk is full")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="full"):
         replay.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.settings import ROOT
+from utils.config import ROOT
 
 LOSS_TOLERANCE = 2e-3  # nats per token, between one thread and two; here it was 0 at this size
 SCRIPT = """

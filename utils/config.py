@@ -1,8 +1,6 @@
-"""Which model, which reviews, which sizes: one frozen `Profile`, chosen by name or by the environment.
+"""Which model, which reviews, which sizes: one frozen `Profile`; where things lie; how files come from the Hub.
 
-For: the two profiles (`mini`, `gpt2`), their overrides, the seed, the place for artefacts, quiet libraries in a
-notebook. Not for: fetching files (`hub.py`), choosing a device (`gpu.py`), training (`training.py`). Importing this
-module imports neither torch nor transformers.
+Importing this module imports neither torch nor transformers.
 
 | environment variable | effect |
 |---|---|
@@ -12,23 +10,112 @@ module imports neither torch nor transformers.
 | `LAB_ARTIFACTS` | where runs and adapters are written; unset: `artifacts/` in the repository |
 """
 
+import hashlib
+import json
+import math
 import os
-import random
-import sys
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-from utils.settings import ROOT, ConfigError, FrozenDict, Settings, override
-
-__all__ = [
-    "ASSETS", "PROFILES", "ROOT", "ConfigError", "FrozenDict", "Profile", "Settings", "artifacts_dir", "describe",
-    "load_profile", "override", "quiet", "seed_everything", "setup_notebook",
-]  # fmt: skip
-
+ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "assets"
+
+
+class ConfigError(ValueError):
+    """A profile, an override or a folder that was asked for and cannot be had; the message lists what can."""
+
+
+class FrozenDict(dict):
+    """A dict that cannot be changed, so that a profile is frozen all through; hashes, pickles, turns into JSON."""
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> None:
+        raise TypeError("a profile cannot be changed: make another one with dataclasses.replace(profile, ...)")
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (dict(self),)
+
+
+NUMBERS = {int: int, float: float, "int": int, "float": float}  # by a field's type, or its name
+
+
+class Settings:
+    """Base of a frozen dataclass with the field `model` among others: mappings frozen, numbers checked."""
+
+    NOT_TRAINING: ClassVar[frozenset[str]]  # fields that `config_id` leaves out
+    MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset({"seed", "warmup_ratio"})
+    AT_MOST_ONE: ClassVar[frozenset[str]] = frozenset({"warmup_ratio", "top_p"})
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, field.name, FrozenDict(value))
+            if kind := NUMBERS.get(field.type):
+                self._check_number(field.name, kind, value)
+
+    def _check_number(self, name: str, kind: type, value: object) -> None:
+        """Raise ConfigError where `value` is not a number of its kind or out of its range."""
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+            raise ConfigError(f"{name}={value!r}: {kind.__name__} expected")
+        may_be_zero, most = name in self.MAY_BE_ZERO, 1 if name in self.AT_MOST_ONE else math.inf
+        if not (math.isfinite(value) and 0 <= value <= most and (value or may_be_zero)):
+            least = "0 or more" if may_be_zero else "more than 0"
+            raise ConfigError(f"{name}={value}: must be {least}{', at most 1' if most == 1 else ''}")
+
+    @property
+    def model_name(self) -> str:
+        """The model without the path of a machine: a Hub id, "assets/mini-gpt2", or the folder's own name."""
+        return Path(self.model).name if Path(self.model).is_absolute() else self.model
+
+    @property
+    def local_model(self) -> Path | None:
+        """The folder that holds the model, or None where the model is named by a Hub id."""
+        if Path(self.model).is_absolute():
+            return Path(self.model)
+        return ROOT / self.model if self.model.startswith("assets/") else None
+
+    def settings(self) -> dict:
+        """All fields as JSON values, the model by its name: what a run record keeps."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()} | {"model": self.model_name}
+
+    def config_id(self) -> str:
+        """12 hex digits of SHA-256 over the fields that decide a training result: equal ids may be compared.
+
+        Left out: the seed (runs differ in it on purpose), how text is sampled, and the learning rates, of which each
+        method has its own: a record keeps those three itself (`comparison.misfit` compares them).
+        """
+        kept = {key: value for key, value in self.settings().items() if key not in self.NOT_TRAINING}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def override(profile: SettingsT, text: str) -> SettingsT:
+    """`profile` with the numbers of "steps=4,train_reviews=60" put in; an empty text changes nothing.
+
+    Raises ConfigError for an unknown field or a value that is no number of its kind.
+    """
+    kinds = {field.name: NUMBERS[field.type] for field in fields(profile) if field.type in NUMBERS}
+    changes = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, _, value = (part.strip() for part in item.partition("="))
+        if key not in kinds:
+            raise ConfigError(f"LAB_OVERRIDE: unknown field {key!r} in {item!r}; known fields: {', '.join(kinds)}")
+        try:
+            changes[key] = kinds[key](value)
+        except ValueError:
+            raise ConfigError(f"LAB_OVERRIDE: {item!r} is not {key}=<{kinds[key].__name__}>") from None
+    return replace(profile, **changes)
 
 
 @dataclass(frozen=True)
@@ -52,7 +139,7 @@ class Profile(Settings):
     train_reviews: int
     learning_rates: Mapping[str, float]  # by method; one rate for all would be unfair to (IA)³
     samples_per_prompt: int
-    warmup_ratio: float = 0.06  # share of the steps; the (IA)³ recipe, Liu et al. 2022, section 3.4
+    warmup_ratio: float = 0.06  # share of the steps, as Liu et al. 2022 train (IA)³, section 3.4
     seed: int = 0
     new_tokens: int = 60
     temperature: float = 0.8
@@ -95,15 +182,9 @@ PROFILES: Mapping[str, Profile] = FrozenDict(
         eval_every=25,
         eval_blocks=64,
         train_reviews=1500,
-        learning_rates={
-            "ia3": 1e-2,
-            "ia3_kv": 1e-2,
-            "lora": 3e-3,
-            "bitfit": 3e-3,
-            "prefix": 1e-1,
-            "bottleneck": 1e-3,
-            "full": 1e-4,
-        },
+        learning_rates=FrozenDict(
+            ia3=1e-2, ia3_kv=1e-2, lora=3e-3, bitfit=3e-3, prefix=1e-1, bottleneck=1e-3, full=1e-4
+        ),
         samples_per_prompt=16,
     ),
     gpt2=Profile(
@@ -118,15 +199,9 @@ PROFILES: Mapping[str, Profile] = FrozenDict(
         eval_every=50,
         eval_blocks=128,
         train_reviews=3000,
-        learning_rates={
-            "ia3": 5e-3,
-            "ia3_kv": 5e-3,
-            "lora": 1e-3,
-            "bitfit": 1e-3,
-            "prefix": 5e-3,
-            "bottleneck": 1e-3,
-            "full": 5e-5,
-        },
+        learning_rates=FrozenDict(
+            ia3=5e-3, ia3_kv=5e-3, lora=1e-3, bitfit=1e-3, prefix=5e-3, bottleneck=1e-3, full=5e-5
+        ),
         samples_per_prompt=16,
     ),
 )
@@ -171,59 +246,97 @@ def describe(profile: Profile) -> str:
     return f"profile {profile.name} | model {profile.model_name}{revision} | reviews {reviews} | {steps}"
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch (every CUDA device too)."""
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
-    torch.cuda.manual_seed_all(seed)
-
-
 def artifacts_dir(profile: Settings) -> Path:
-    """Return the folder for the runs, adapters and judges of this profile or recipe; created where it is missing."""
+    """Return the folder for the runs, adapters and judges of this profile; created where it is missing."""
     folder = Path(os.environ.get("LAB_ARTIFACTS") or ROOT / "artifacts").expanduser().resolve() / profile.name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def quiet() -> None:
-    """Switch off the libraries' progress bars and chatter, which notebooks would store; errors still show."""
-    import huggingface_hub.utils
-    import transformers
+# --- files from a folder, the cache, or the Hub ---
 
-    for library in (transformers.utils.logging, huggingface_hub.utils.logging):
-        library.set_verbosity_error()  # the log line "`loss_type=None` was set ..." goes with it
-    transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.disable_progress_bars()
-    _quiet_datasets()
-    warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=r".*loss_type=None.*")
-
-
-def _quiet_datasets() -> None:
-    """The same for `datasets`, which takes long to import: where it is not loaded yet, it finds these variables."""
-    if datasets := sys.modules.get("datasets"):
-        datasets.utils.logging.set_verbosity_error()
-        datasets.disable_progress_bars()
-        return
-    os.environ["DATASETS_VERBOSITY"] = "error"
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
+ANSWER_SECONDS = 5  # for the Hub's answer to one short question, name resolution included
+WAYS = (
+    "Three ways to get the files of {}: (1) run once with a network that reaches the Hub; (2) copy the "
+    "Hugging Face cache of a machine that has them and set HF_HOME to it; (3) set {}. "
+    "Or set LAB_PROFILE=mini, which needs no network."
+)
+GPT2_WAYS = WAYS.format("the profile gpt2", f"LAB_GPT2_DIR to a folder with {', '.join(MODEL_FILES)}")
+Loaded = TypeVar("Loaded")
 
 
-def setup_notebook(name: str | None = None) -> Profile:
-    """Start a notebook: quiet libraries, freed memory kept, the profile (as `load_profile`), its seed set.
+class HubError(RuntimeError):
+    """Pinned files that cannot be had; the message says why, and every way to get them."""
 
-    From then on a cell that misses a name says what to run (`restarts.py`). Raises ConfigError.
+
+def short(revision: str) -> str:
+    """A commit hash by its first 8 digits, any other revision (a branch, a pull request) by its whole name."""
+    return revision[:8] if len(revision) == 40 else revision
+
+
+def load_pretrained(settings: Settings, load: Callable[..., Loaded], ways: str = GPT2_WAYS) -> Loaded:
+    """What `load(name, **options)`, made of `from_pretrained`, gives for the model that `settings` names.
+
+    From its folder (`assets/mini-gpt2`, `LAB_GPT2_DIR`) where it has one, else from the cache or the Hub. Raises
+    HubError, which ends with `ways`.
     """
-    from utils.memory import reuse_freed_memory
-    from utils.restarts import explain_missing_names
+    folder = settings.local_model
+    if folder is None:
+        name, revision = settings.model, settings.model_revision
+        return from_hub(lambda **options: load(name, revision=revision, **options), "model", name, revision, ways)
+    try:
+        if missing := [name for name in MODEL_FILES if not (folder / name).is_file()]:
+            raise FileNotFoundError(f"{', '.join(missing)} missing")
+        return load(folder)
+    except Exception as error:  # whatever a damaged file makes the libraries say
+        remedy = f"{ways} safetensors only: pytorch_model.bin is not read."
+        if settings.model.startswith("assets/"):
+            remedy = "The course brings this folder: get it again (git checkout, or unpack the course anew)."
+        raise HubError(f"{folder} holds no usable model ({_first_line(error)}).\n{remedy}") from error
 
-    quiet()
-    reuse_freed_memory()
-    explain_missing_names()
-    profile = load_profile(name)
-    seed_everything(profile.seed)
-    return profile
+
+def from_hub(load: Callable[..., Loaded], kind: str, name: str, revision: str | None, ways: str) -> Loaded:
+    """What `load(local_files_only=...)` gives from the Hugging Face cache, else from the Hub. Raises HubError.
+
+    `kind` is "model" or "dataset", `name` a Hub id, `revision` a pinned commit. The Hub is asked one short question
+    first: left alone, the libraries ask a silent server for minutes.
+    """
+    what = f"{kind} {name} at {short(revision)}" if revision else f"{kind} {name}"
+    try:
+        return load(local_files_only=True)
+    except Exception as error:  # it is not in the cache, or not whole
+        if reason := _no_answer(kind, name, revision):
+            raise HubError(f"the {what} is not whole in the Hugging Face cache, and {reason}.\n{ways}") from error
+    print(f"Downloading the {what} from the Hub into the Hugging Face cache ...", flush=True)
+    try:
+        return load()
+    except Exception as error:
+        raise HubError(f"cannot get the {what}: {_first_line(error)}.\n{ways}") from error
+
+
+def _no_answer(kind: str, name: str, revision: str | None) -> str | None:
+    """Why the Hub will not give this revision, or None where it says that it has it.
+
+    In a thread, because no time limit of the libraries covers name resolution.
+    """
+    from huggingface_hub import HfApi
+
+    reasons = [f"the Hub did not answer within {ANSWER_SECONDS} seconds"]
+
+    def ask() -> None:
+        try:
+            HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=ANSWER_SECONDS)
+            reasons.append(None)
+        except Exception as error:
+            reasons.append(f"the Hub cannot give it ({_first_line(error)})")
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS + 1)
+    return reasons[-1]
+
+
+def _first_line(error: Exception) -> str:
+    """The kind of an exception and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

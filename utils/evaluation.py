@@ -13,37 +13,23 @@ Not for: generating (`generation.py`), tables and figures (`runs.py`, `plots.py`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from utils.generation import Sample, evaluation_mode
-from utils.judges import EvaluationError, Judge, load_judges, wilson_interval
-from utils.metrics import Estimate
-
-__all__ = [
-    "EvaluationError",
-    "Judge",
-    "bootstrap_interval",
-    "continuation_nats",
-    "diversity",
-    "evaluate_samples",
-    "fluency",
-    "held_out_loss",
-    "load_judges",
-    "positivity",
-    "relevance",
-    "wilson_interval",
-]
+from utils.adapters import scaling_vectors, set_scaling_vectors
+from utils.generation import Sample, adapters_off, beneath, evaluation_mode, generate
+from utils.judges import EvaluationError, Judge
+from utils.metrics import Estimate, bootstrap_interval, wilson_interval
 
 SCORE_OF_JUDGE = {"words": "positivity", "characters": "positivity_chars"}
+POSITIONS = 512  # whose logits are computed at a time
 
 
 def evaluate_samples(
@@ -166,71 +152,78 @@ def _batch_nats(model: nn.Module, contexts: list[list[int]], texts: list[list[in
         end = len(context) + len(text)
         ids[row, :end] = torch.tensor(context + text)
         labels[row, len(context) : end] = torch.tensor(text)
-    device = next(model.parameters()).device
-    return _row_nats(model(input_ids=ids.to(device)).logits, labels.to(device))
+    return _row_nats(model, ids, labels)
 
 
-def _row_nats(logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """Sum of -log p(label) a row, (rows,); logits (rows, length, vocabulary) at t predict labels (rows, length) at
-    t + 1, and labels of -100 do not count."""
-    targets = labels[:, 1:]
-    counted = targets != -100
-    losses = nn.functional.cross_entropy(logits[:, :-1][counted].float(), targets[counted], reduction="none")
-    sums = torch.zeros(len(labels), device=losses.device).index_add_(0, counted.nonzero()[:, 0], losses)
+def _row_nats(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    """Sum of -log p(label) a row, (rows,), given the ids before it; ids and labels (rows, length), -100 does not count.
+
+    Logits are by far the largest numbers here, so the head sees only the positions that count, some at a time.
+    """
+    plain, prefix = beneath(model, len(ids))
+    head, targets = plain.get_output_embeddings(), labels[:, 1:].to(plain.device)
+    hidden = plain.base_model(ids[:, :-1].to(plain.device), past_key_values=prefix, use_cache=False).last_hidden_state
+    sums = torch.zeros(len(ids), device=plain.device)
+    for places in (targets != -100).nonzero().split(POSITIONS):
+        rows, columns = places.unbind(1)
+        logits = head(hidden[rows, columns]).float()
+        losses = nn.functional.cross_entropy(logits, targets[rows, columns], reduction="none")
+        sums.index_add_(0, rows, losses)
     return sums.double().cpu().numpy()
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the plain base inside `model`: peft writes adapters *into* the base, so `base(...)` would use them too."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = [m for m in plain.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
-    if any(layer.merged for layer in layers):
-        raise EvaluationError("an adapter is merged into this base: score with a freshly loaded one")
-    trainable = {parameter: parameter.requires_grad for parameter in plain.parameters()}
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield plain
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, flag in trainable.items():  # enable_adapters() changes them
-            parameter.requires_grad_(flag)
 
 
 def held_out_loss(model: nn.Module, blocks: Dataset, batch_size: int = 16) -> Estimate:
     """Mean -log p per predicted token, in nats, over blocks (columns input_ids, labels); bootstrap over blocks."""
     sums, counts = [], []
-    device = next(model.parameters()).device
     with evaluation_mode(model):
         for start in range(0, len(blocks), batch_size):
             batch = blocks[start : start + batch_size]
-            ids, labels = (torch.as_tensor(batch[name], device=device) for name in ("input_ids", "labels"))
-            sums.append(_row_nats(model(input_ids=ids).logits, labels))
-            counts.append((labels[:, 1:] != -100).sum(1).cpu().numpy())
+            ids, labels = (torch.as_tensor(batch[name]) for name in ("input_ids", "labels"))
+            sums.append(_row_nats(model, ids, labels))
+            counts.append((labels[:, 1:] != -100).sum(1).numpy())
     return bootstrap_interval(np.concatenate(sums or [[]]), np.concatenate(counts or [[]]))
 
 
-def bootstrap_interval(
-    sums: Sequence[float],
-    weights: Sequence[float] | None = None,
-    *,
-    transform: Callable[[np.ndarray], np.ndarray] = lambda x: x,
-    resamples: int = 2000,
-) -> Estimate:
-    """`transform(sum(sums) / sum(weights))` with the 95 % percentile bootstrap over units (Efron 1979).
+Vectors = dict[str, Tensor]
 
-    `sums` and `weights` are (n,): one total and one size (tokens, say) a unit; sizes of 1 give the mean. The seed is
-    fixed, so equal input gives equal bounds. One unit alone says nothing about the spread: low = high = value, n = 1.
+
+def dial(vectors: Vectors, strength: float) -> Vectors:
+    """1 + a (l - 1): a = 0 is the base, a = 1 the adapter as trained, a < 0 its opposite."""
+    return {key: 1 + strength * (l - 1) for key, l in vectors.items()}
+
+
+def contrast(positive: Vectors, negative: Vectors, strength: float) -> Vectors:
+    """1 + a (l_pos - l_neg): what the two adapters share cancels, what tells them apart is left."""
+    return {key: 1 + strength * (positive[key] - negative[key]) for key in positive}
+
+
+def strength_sweep(
+    model: PeftModel,
+    vectors_at: Callable[[float], Vectors],
+    strengths: Sequence[float],
+    *,
+    prompts: Sequence[str],
+    sampling: Mapping[str, float],
+    judges: Mapping[str, Judge],
+    blocks: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[dict[str, float | Estimate]]:
+    """One row a strength: `strength`, a positivity per judge, `perplexity` and `held_out_loss` with those vectors.
+
+    `perplexity` is that of the generated text under the bare base; `held_out_loss` (nats per token) is the steered
+    model's own on `blocks`, whose growth is the price of steering. `sampling` goes to `generate`; every
+    strength gets the same seed; the model's vectors are put back at the end.
     """
-    table = np.stack([np.asarray(sums, float), np.ones(len(sums)) if weights is None else np.asarray(weights, float)])
-    n = table.shape[1]
-    if n == 0 or table[1].sum() <= 0:
-        raise EvaluationError("nothing to average: there is no text, no token or no block")
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
-    totals = counts @ table.T
-    totals = totals[totals[:, 1] > 0]
-    low, high = np.percentile(transform(totals[:, 0] / totals[:, 1]), [2.5, 97.5])
-    value = transform(np.array(table[0].sum() / table[1].sum()))
-    return Estimate(float(value), float(low), float(high), n)
+    before, rows = scaling_vectors(model), []
+    try:
+        for strength in tqdm(strengths, disable=not progress, leave=False, desc="strength"):
+            set_scaling_vectors(model, vectors_at(strength))
+            texts = generate(model, tokenizer, prompts, seed=seed, **sampling)
+            row = {SCORE_OF_JUDGE[name]: positivity(texts, judge) for name, judge in judges.items()}
+            row |= {"perplexity": fluency(texts, model, tokenizer), "held_out_loss": held_out_loss(model, blocks)}
+            rows.append({"strength": float(strength)} | row)
+    finally:
+        set_scaling_vectors(model, before)
+    return rows

@@ -1,22 +1,35 @@
-"""Sampling and latency: many prompts x samples in one batched call, and time per token of several models.
+"""Writing text: many prompts and samples in one batch, each row under its own adapter if need be, and its speed.
 
-Not for: judging what was written (`evaluation.py`), or choosing an adapter (`adapters.py`).
+A causal model is read once for all prompts; then each step draws one token a row and reads only that, because the
+keys and values of all earlier tokens are kept in a cache. `write_tokens` is that loop, `draw` is nucleus sampling.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import NamedTuple
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from peft.tuners.ia3.layer import IA3Layer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
-from utils.timing import interleave, ratios, seconds
+from utils.adapters import AdapterError
+
+DRAWS = 8  # of a row, before its nucleus is found by a sort
+PROCESSOR_TIME = "BENCH_PROCESSOR_TIME"  # an environment variable, so that processes started from here read it too
 
 
 class GenerationError(ValueError):
@@ -47,25 +60,148 @@ def generate(
 ) -> list[Sample]:
     """Continue every prompt `samples` times by up to `new_tokens` tokens; prompt by prompt in the result.
 
-    Works for a `GPT2LMHeadModel`, a BLOOM, and a `PeftModel`. Prompts are padded on the left, so all rows of a
-    batch end at the same column, and the attention mask gives each row its own positions. A continuation
-    stops before the first end-of-text token and may be empty. The seed decides the texts together with
-    `batch_size` (rows a forward pass, one random stream for all of them); the caller's random state and the
-    model's train/eval mode are left as they were. `top_p` keeps the smallest set of tokens with that much
-    probability (nucleus sampling, Holtzman et al. 2020). Raises `GenerationError` for unusable input.
+    Works for any causal model of transformers and for a `PeftModel` around one. A continuation stops before the first
+    end-of-text token and may be empty; without `do_sample` each token is the most probable one. The seed decides the
+    texts together with `batch_size` (rows a step, one random stream for all of them); the caller's random state and
+    the model's train/eval mode are left as they were. Raises `GenerationError` for unusable input.
     """
-    lengths = _check_prompts(model, tokenizer, prompts, new_tokens)
+    encoded = _check_prompts(model, tokenizer, prompts, new_tokens)
     _check_settings(samples, new_tokens, temperature, top_p, batch_size)
+    stream = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     rows = [index for index in range(len(prompts)) for _ in range(samples)]
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    settings = {"max_new_tokens": new_tokens, **(sampling if do_sample else {"do_sample": False})}
     texts: list[str] = []
-    with _own_randomness(seed), evaluation_mode(model):
-        for start in range(0, len(rows), batch_size):
-            batch = _left_pad(model, tokenizer, [lengths[index] for index in rows[start : start + batch_size]])
-            written = model.generate(**batch, pad_token_id=tokenizer.eos_token_id, **settings)
-            texts += [_decode(tokenizer, ids) for ids in written[:, batch["input_ids"].shape[1] :].tolist()]
+
+    def choose(logits: Tensor) -> Tensor:
+        return draw((logits.float() / temperature).softmax(-1), top_p, stream) if do_sample else most_probable(logits)
+
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        read = batch if hasattr(model, "row_adapters") else sorted(set(batch))  # an adapter changes what is read
+        copies = range(len(batch)) if read is batch else [index - batch[0] for index in batch]
+        ids = [encoded[index] for index in read]
+        written = write_tokens(model, ids, copies, new_tokens, choose, tokenizer.eos_token_id)
+        texts += [_decode(tokenizer, row) for row in written.tolist()]
     return [Sample(prompts[index], text, index) for index, text in zip(rows, texts, strict=True)]
+
+
+def write_tokens(
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    copies: Sequence[int],
+    new_tokens: int,
+    choose: Callable[[Tensor], Tensor],
+    end: int | None = None,
+) -> Tensor:
+    """Token ids that go on after the prompts, (rows, up to `new_tokens`): row r continues `prompts[copies[r]]`.
+
+    `choose` makes tokens (rows, 1) of logits (rows, vocabulary). After `end` a row's tokens mean nothing, and when
+    every row has written it the loop stops. Prompts are padded on the left, so that all rows write into the same
+    column; the mask hides the padding and gives each row its own positions.
+    """
+    with evaluation_mode(model):
+        plain, prefix = beneath(model, len(prompts))
+        cache, virtual = (DynamicCache(), 0) if prefix is None else (prefix, prefix.get_seq_length())
+        device, longest = plain.device, max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
+        mask = [[1] * virtual + [0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+        mask = torch.tensor(mask, device=device)
+        counts_positions = "position_ids" in inspect.signature(type(plain).forward).parameters  # not every model does
+
+        def read(ids: Tensor) -> Tensor:
+            """Logits after the last of `ids`, (rows, vocabulary); what is read goes into the cache."""
+            places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            options = {"position_ids": places} if counts_positions else {}
+            return plain(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **options
+            ).logits[:, -1]  # fmt: skip
+
+        logits = read(ids)  # each prompt once, however many rows continue it
+        copies = torch.tensor(list(copies), device=device)
+        cache = Cache(
+            layers=[ReservedLayer(part.keys[copies], part.values[copies], new_tokens) for part in cache.layers]
+        )
+        logits, mask = logits[copies], mask[copies]
+        written: list[Tensor] = []
+        ended = torch.zeros(len(copies), 1, dtype=torch.bool, device=device)
+        while True:
+            written.append(choose(logits))
+            ended |= written[-1] == end if end is not None else False
+            if len(written) == new_tokens or ended.all():
+                return torch.cat(written, 1)
+            mask = nn.functional.pad(mask, (0, 1), value=1)
+            logits = read(written[-1])
+
+
+class ReservedLayer(DynamicLayer):
+    """Keys and values of one layer, (rows, heads, tokens, width), with memory for `room` more tokens from the start.
+
+    transformers' own layer copies everything at each token; its `StaticLayer` has the memory, and attends to all of it.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.memory = [nn.functional.pad(part, (0, 0, 0, room)) for part in (keys, values)]
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Write the new tokens behind the others; all keys and all values so far."""
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        for memory, new in zip(self.memory, (key_states, value_states), strict=True):
+            memory[:, :, start:end] = new
+        self.keys, self.values = (memory[:, :, :end] for memory in self.memory)
+        return self.keys, self.values
+
+
+def most_probable(logits: Tensor) -> Tensor:
+    """The token of each row with the largest logit, (rows, 1)."""
+    return logits.argmax(-1, keepdim=True)
+
+
+def draw(probabilities: Tensor, top_p: float, stream: torch.Generator, draws: int = DRAWS) -> Tensor:
+    """One token a row, (rows, 1), from the nucleus of `probabilities` (rows, vocabulary), which sum to 1.
+
+    The nucleus (Holtzman et al. 2020) is the smallest set of most probable tokens that hold `top_p` together. No sort
+    is needed: a token drawn from the *whole* distribution is in it where the tokens ahead of it, which are more
+    probable, hold less than `top_p`; a row whose token is not draws again. Of equal tokens the later is ahead, as in
+    transformers' `TopPLogitsWarper`. Raises `GenerationError` where the probabilities are not numbers.
+    """
+    if draws == 0:  # a small nucleus may need many draws: find it, and draw from it alone
+        ascending, tokens = probabilities.sort(stable=True)
+        ahead = ascending.flip(-1).cumsum(-1).flip(-1) - ascending
+        probabilities = torch.zeros_like(ascending).scatter(-1, tokens, ascending * (ahead < top_p))
+        top_p = 1.0
+    sums = probabilities.cumsum(-1)
+    if not sums[:, -1].isfinite().all():
+        raise GenerationError("the model's logits are not numbers: do its weights or its adapter hold NaN or infinity?")
+    uniform = 1 - torch.rand(len(sums), 1, generator=stream, device=sums.device)  # above 0, at most 1
+    token = torch.searchsorted(sums, uniform * sums[:, -1:])  # the inverse of the distribution function
+    if top_p < 1:
+        mine = probabilities.gather(-1, token)
+        later = torch.arange(probabilities.shape[1], device=token.device) > token
+        ahead = (probabilities > mine) | ((probabilities == mine) & later)
+        outside = torch.where(ahead, probabilities, 0).sum(-1) >= top_p
+        if outside.any():
+            token[outside] = draw(probabilities[outside], top_p, stream, draws - 1)
+    return token
+
+
+def beneath(model: nn.Module, rows: int) -> tuple[PreTrainedModel, Cache | None]:
+    """The transformers model inside `model`, and for prefix tuning its learned keys and values, for so many rows.
+
+    All other adapters are layers inside that model.
+    """
+    if not isinstance(model, PeftModel):
+        return model, None
+    return model.get_base_model(), model.get_prompt(rows) if virtual_tokens(model) else None
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Positions of the context that prefix tuning takes for itself; 0 for every other model."""
+    if not isinstance(model, PeftModel) or not model.has_active_enabled_adapter:
+        return 0
+    return getattr(model.active_peft_config, "num_virtual_tokens", None) or 0
 
 
 def _check_prompts(
@@ -77,7 +213,7 @@ def _check_prompts(
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise GenerationError(f"prompt {index} is empty or not a string ({prompt!r}): give it at least one word")
-    context = getattr(model.config, "n_positions", math.inf) - virtual_tokens(model)  # BLOOM has no limit
+    context = getattr(model.config, "n_positions", math.inf) - virtual_tokens(model)  # some have no limit
     encoded = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
     for index, ids in enumerate(encoded):
         if len(ids) + new_tokens > context:
@@ -88,11 +224,6 @@ def _check_prompts(
     return encoded
 
 
-def virtual_tokens(model: nn.Module) -> int:
-    """Positions of the context that prefix tuning takes for itself; 0 for every other model."""
-    return sum(getattr(config, "num_virtual_tokens", 0) for config in getattr(model, "peft_config", {}).values())
-
-
 def _check_settings(samples: int, new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:
     """Raise `GenerationError` for a number outside its range."""
     if min(samples, new_tokens, batch_size) < 1:
@@ -101,30 +232,11 @@ def _check_settings(samples: int, new_tokens: int, temperature: float, top_p: fl
         raise GenerationError(f"{temperature=} must be above 0 (for greedy text: do_sample=False), {top_p=} in (0, 1]")
 
 
-def _left_pad(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]]
-) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, both (rows, longest), padded on the left, on the model's device."""
-    longest = max(map(len, rows))
-    ids = [[tokenizer.eos_token_id] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    device = next(model.parameters()).device
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
-
-
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Text of the new tokens up to the first end-of-text token."""
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-@contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    """A random stream that starts at `seed` and leaves the caller's (CPU and every GPU) untouched."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager
@@ -138,6 +250,143 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the plain base inside `model`: peft writes adapters *into* the base, so `base(...)` would use them too."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = [m for m in plain.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    if any(layer.merged for layer in layers):
+        raise AdapterError("an adapter is merged into this base: use a freshly loaded one")
+    trainable = {parameter: parameter.requires_grad for parameter in plain.parameters()}
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield plain
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, flag in trainable.items():  # enable_adapters() changes them
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def mixed_adapters(model: PeftModel, names: Sequence[str | None]) -> Iterator[PeftModel]:
+    """Inside, row r of a batch of `len(names)` rows runs under the adapter `names[r]`, or on the bare base for None.
+
+    peft's `adapter_names` does that for LoRA, but for (IA)³ it is ignored without a word. (IA)³ multiplies activations,
+    so a row can have factors of its own: the adapters are switched off, and hooks on the layers beneath them multiply
+    by a stack of vectors, one for each row. Works for any architecture whose layers see (rows, length, width).
+
+    `generate(...)`, `model(...)` and `model.generate(...)` all work; where rows are repeated (samples, beams) their
+    adapters are repeated with them. A row is what it is in the same batch under its adapter alone, to the bit.
+    A classification head that was trained with an adapter goes with it. For inference: nothing here is trained.
+    Raises AdapterError for a model without (IA)³, an adapter that is not loaded, or, at the call, a batch with
+    another number of rows.
+    """
+    layers = [module for module in model.modules() if isinstance(module, IA3Layer)]
+    if not isinstance(model, PeftModel) or not layers:
+        raise AdapterError("mixed_adapters() needs a PeftModel with (IA)³ adapters: load one first")
+    if unknown := sorted({name for name in names if name is not None} - set(model.peft_config)):
+        raise AdapterError(f"no adapter named {', '.join(unknown)}: loaded are {', '.join(model.peft_config)}")
+    if not names:
+        raise AdapterError("no row: give one adapter name, or None, for each row of the batch")
+    with ExitStack() as stack:
+        stack.enter_context(adapters_off(model))
+        for layer in layers:
+            stack.callback(_scale_rows(layer, names).remove)
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                stack.callback(module.register_forward_hook(_heads_by_row(names)).remove)
+        model.row_adapters = names  # `generate` reads a prompt once for each row then
+        stack.callback(delattr, model, "row_adapters")
+        yield model
+
+
+def _scale_rows(layer: IA3Layer, names: Sequence[str | None]) -> torch.utils.hooks.RemovableHandle:
+    """Hook on the layer beneath: its input (feed-forward) or its output times the rows' factors, (rows, 1, width)."""
+    vectors = [layer.ia3_l[name].detach().flatten() if name in layer.ia3_l else None for name in names]
+    known = next((vector for vector in vectors if vector is not None), torch.ones(1))
+    factors = torch.stack([torch.ones_like(known) if vector is None else vector for vector in vectors])
+
+    def scaled(tensor: Tensor) -> Tensor:
+        rows = repeated(factors, len(tensor))
+        rows = rows.view(len(rows), *[1] * (tensor.dim() - 2), -1)
+        return (tensor * rows).to(tensor.dtype)
+
+    base = layer.get_base_layer()
+    if layer.is_feedforward:
+        return base.register_forward_pre_hook(lambda _module, args: (scaled(args[0]), *args[1:]))
+    return base.register_forward_hook(lambda _module, _args, output: scaled(output))
+
+
+def repeated(factors: Tensor, rows: int) -> Tensor:
+    """`factors` (names, width) for a batch of `rows`: each row's as often as the row is repeated."""
+    times, rest = divmod(rows, len(factors))
+    if rest or not times:
+        raise AdapterError(f"{len(factors)} adapter names for a batch of {rows} rows: give one for each row")
+    return factors if times == 1 else factors.repeat_interleave(times, 0)
+
+
+def _heads_by_row(names: Sequence[str | None]) -> Callable[[ModulesToSaveWrapper, tuple, Tensor], Tensor]:
+    """Hook of a module that is saved with each adapter, as a classification head is: each row through its own."""
+
+    def hook(module: ModulesToSaveWrapper, args: tuple, output: Tensor) -> Tensor:
+        heads = dict(module.modules_to_save.items())
+        rows = repeated(torch.arange(len(names))[:, None], len(output))[:, 0]
+        output = output.clone()
+        for number, name in enumerate(names):
+            mine = rows == number
+            output[mine] = heads.get(name, module.original_module)(args[0])[mine]
+        return output
+
+    return hook
+
+
+class Spread(NamedTuple):
+    """A median with the lowest and the highest value."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """What each candidate returns when it is called, `rounds` times in turn; one more round before that warms up.
+
+    Candidates take turns (A B A B ...), so that a slow minute of the machine hits all of them.
+    """
+    values: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds + warm_up):
+        for name, run in candidates.items():
+            values[name].append(run())
+    return {name: found[int(warm_up) :] for name, found in values.items()}
+
+
+def ratios(values: Sequence[float], yardstick: Sequence[float]) -> Spread:
+    """`values` over `yardstick`, round by round. Raises ValueError for none, or where there are not as many of them."""
+    found = [value / base for value, base in zip(values, yardstick, strict=True)]
+    return Spread(median(found), min(found), max(found))
+
+
+def now() -> float:
+    """Seconds by the clock; of this process's processor time where the environment sets `PROCESSOR_TIME` to 1.
+
+    Processor time on one thread is the steadier one on a machine that others use as well.
+    """
+    return time.process_time() if os.environ.get(PROCESSOR_TIME) == "1" else time.perf_counter()
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Seconds of one call (`now`), to its end on the GPU where one computes."""
+    started = now()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return now() - started
 
 
 def latency(
@@ -160,10 +409,11 @@ def latency(
     if not models:
         raise GenerationError("latency needs at least one model, such as {'base': model}")
     _check_settings(repeats, new_tokens, 1.0, 1.0, batch)
+    start = [[tokenizer.eos_token_id]]
 
     def timed(model: nn.Module | Callable) -> float:
         with nullcontext(model) if isinstance(model, nn.Module) else model() as ready:
-            return _decoding_seconds(ready, tokenizer, new_tokens, batch)
+            return seconds(partial(write_tokens, ready, start, [0] * batch, new_tokens, most_probable))
 
     times = interleave({name: partial(timed, model) for name, model in models.items()}, repeats)
     first = next(iter(times.values()))
@@ -176,11 +426,3 @@ def latency(
             "ratio_to_first": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high,
         })  # fmt: skip
     return rows
-
-
-def _decoding_seconds(model: nn.Module, tokenizer: PreTrainedTokenizerBase, new_tokens: int, batch: int) -> float:
-    """Wall-clock seconds of one greedy call that writes exactly `new_tokens` tokens in each of `batch` rows."""
-    inputs = _left_pad(model, tokenizer, [[tokenizer.eos_token_id]] * batch)
-    length = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
-    with evaluation_mode(model):
-        return seconds(lambda: model.generate(**inputs, **length, do_sample=False, pad_token_id=tokenizer.eos_token_id))

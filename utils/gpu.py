@@ -1,8 +1,4 @@
-"""Which device computes, in which number format, and whether a training run fits into its memory.
-
-For: `check_gpu()` (a report a student can read), the choice of device and dtype, the estimate made *before* training,
-and what it really took (`PeakMemory`; `saved_for_backward` from `memory.py`).
-Not for: building or training models; a model is only looked at here. The closed forms are in `memory.py`.
+"""What computes here: the device, in which number format, and how much memory a block of code took at most.
 
 The device is CUDA where there is one; `LAB_DEVICE=cpu|cuda|auto` overrides that.
 """
@@ -10,38 +6,19 @@ The device is CUDA where there is one; `LAB_DEVICE=cpu|cuda|auto` overrides that
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
 import threading
+import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import nn
 
-from utils.counts import predict_trainable
-from utils.memory import FLOAT32, FOOTPRINTS, activation_bytes, format_bytes, saved_for_backward
-
-__all__ = [
-    "GpuError",
-    "GpuReport",
-    "MemoryEstimate",
-    "PeakMemory",
-    "autocast",
-    "check_gpu",
-    "compute_dtype",
-    "estimate_memory",
-    "fast_bf16",
-    "format_bytes",
-    "free_memory",
-    "pick_device",
-    "require_memory",
-    "saved_for_backward",
-]
-
-USABLE = {"cuda": 0.9, "cpu": 0.7}  # share of the free memory a run may plan with: allocators waste the rest
+BF16_GAIN = 1.2  # bfloat16 is used on a processor that multiplies this many times as fast in it as in float32
 CPU_ONLY = "this PyTorch is a CPU build ({build}): install a CUDA build to use a GPU"
 NO_DRIVER = "PyTorch can use CUDA, but sees no NVIDIA driver: install it, or start the container with its GPU"
 NOT_VISIBLE = (
@@ -51,6 +28,16 @@ NOT_VISIBLE = (
 
 class GpuError(RuntimeError):
     """The device asked for is not there, or the run does not fit; the message names the remedy."""
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes with a binary unit: `format_bytes(1536)` is "1.5 KiB"."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
 
 
 @dataclass(frozen=True)
@@ -140,11 +127,39 @@ def pick_device(requested: str | None = None) -> torch.device:
 
 
 def fast_bf16(device: torch.device | str) -> bool:
-    """Whether the hardware multiplies bfloat16 natively; elsewhere it is emulated, and slower than float32."""
+    """Whether the hardware multiplies bfloat16 faster than float32; elsewhere `autocast` leaves float32 alone.
+
+    A GPU says so itself. A processor's flag is not enough: an Intel Xeon without AMX has an instruction for it that is
+    slower than float32's. So the flag is asked first, then the clock.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    flagged = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return bool(flagged) and bf16_gain() >= BF16_GAIN
+
+
+@functools.cache
+def bf16_gain() -> float:
+    """How many times as fast this processor multiplies in bfloat16 as in float32; measured once, in milliseconds.
+
+    256 x 256 on one thread, the fastest of 8 short rounds each, in turn: other programs do not change that.
+    """
+    threads = torch.get_num_threads()
+    matrices = [torch.ones(256, 256, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.bfloat16)]
+    fastest = [float("inf"), float("inf")]
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for number in range(9):
+                for which, matrix in enumerate(matrices):
+                    start = time.perf_counter()
+                    torch.mm(matrix, matrix)
+                    if number:  # the first round warms up
+                        fastest[which] = min(fastest[which], time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return fastest[0] / fastest[1]
 
 
 def compute_dtype(device: torch.device | str) -> torch.dtype:
@@ -195,70 +210,3 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
         self._look()
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """What a training step needs, in bytes, beside what is free. `working`: short-lived copies around the loss."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    working: int
-    total: int
-    available: int
-    fits: bool
-    remedy: str
-
-    def __str__(self) -> str:
-        rows = [(f.name, format_bytes(getattr(self, f.name))) for f in fields(self)[:7]]
-        verdict = "fits" if self.fits else f"does NOT fit: {self.remedy}"
-        return "\n".join([*(f"{label:<12}{value:>12}" for label, value in rows), verdict])
-
-
-def estimate_memory(
-    model: nn.Module, method: str, batch: int, length: int, device: torch.device | str | None = None
-) -> MemoryEstimate:
-    """Bytes that training GPT-2 by `method` on `batch` x `length` tokens needs at its peak, from closed forms.
-
-    float32 weights; gradients and Adam's two moments for the trainable parameters (Kingma and Ba 2015); activations
-    from `activation_bytes`. They are counted in float32: bfloat16 autocast keeps less of them, and a bfloat16 copy of
-    the weights, which `working` includes. On a CPU the system was seen to hand out up to 1.4 times the total.
-    `model` may be the base or already carry the adapter.
-    Raises GpuError for an unknown method.
-    """
-    if method not in FOOTPRINTS:
-        raise GpuError(f"no memory estimate for method {method!r}; known: {', '.join(FOOTPRINTS)}")
-    device = torch.device(device) if device is not None else pick_device()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    weights = parameters * FLOAT32
-    gradients = predict_trainable(model.config, method) * FLOAT32
-    activations = activation_bytes(model.config, method, batch, length, device)
-    # beside the stored log-probabilities: the logits while held, their gradient, that of the log-probabilities
-    working = 3 * FLOAT32 * batch * length * model.config.vocab_size + (weights // 2 if fast_bf16(device) else 0)
-    total = weights + 3 * gradients + activations + working
-    available = free_memory(device)
-    remedy = f"set LAB_OVERRIDE=batch_size={max(1, batch // 2)} before you start Jupyter, or LAB_PROFILE=mini"
-    loaded = weights if next(model.parameters()).device.type == device.type else 0  # these are not free any more
-    fits = total - loaded <= USABLE[device.type] * available
-    return MemoryEstimate(weights, gradients, 2 * gradients, activations, working, total, available, fits, remedy)
-
-
-def free_memory(device: torch.device | str) -> int:
-    """Bytes that can still be allocated on `device`; on a CPU the computer's available RAM.
-
-    PyTorch keeps the blocks it has freed: on a GPU they count as taken for the driver, and as free here.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
-
-
-def require_memory(estimate: MemoryEstimate) -> None:
-    """Raise GpuError with the remedy where `estimate` does not fit; call it before training."""
-    if not estimate.fits:
-        needed, free = format_bytes(estimate.total), format_bytes(estimate.available)
-        raise GpuError(f"training needs about {needed}, and {free} are free: {estimate.remedy}")

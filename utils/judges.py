@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from utils.config import ASSETS, Profile, artifacts_dir
-from utils.files import write_atomic
-from utils.metrics import Estimate
+from utils.metrics import Estimate, wilson_interval
+from utils.runs import write_atomic
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import: it is loaded where a judge is made
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -159,13 +158,3 @@ def _vectorizer(kind: str, **options) -> TfidfVectorizer:
     if kind not in VECTORIZERS:
         raise EvaluationError(f"unknown kind of judge {kind!r}: choose from {', '.join(VECTORIZERS)}")
     return TfidfVectorizer(lowercase=True, sublinear_tf=True, dtype=np.float32, **VECTORIZERS[kind], **options)
-
-
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> Estimate:
-    """Share `successes / n` with the Wilson score interval (Wilson 1927), 95 % by default."""
-    if not 0 <= successes <= n or n == 0:
-        raise EvaluationError(f"a share needs 0 <= successes <= n and n > 0, got {successes} of {n}")
-    share, weight = successes / n, z * z / n
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)

@@ -1,19 +1,17 @@
-"""A metric is declared once: label, unit, good direction. Every table, arrow, mark and Pareto front uses that.
+"""A measured value with its interval, what it is called, and how values stand side by side.
 
-For: `Estimate` (a value with its interval), `METRICS`, means over seeds, the Pareto front, tables as plain text.
-Not for: measuring (`evaluation.py`), files (`runs.py`), figures (`plots.py`).
+An `Estimate` says how sure a number is. `METRICS` declares each metric once: label, unit, good direction; every table,
+arrow, mark and Pareto front uses that.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-
-class MetricError(ValueError):
-    """Values that are not a measurement, or none at all."""
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,57 @@ class Estimate:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, float]) -> Estimate:
-        """Inverse of `to_dict`. Raises MetricError where a number is missing or too many."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise MetricError(f"not an estimate (value, low, high, n): {dict(values)}") from error
+        """Inverse of `to_dict`."""
+        return cls(**values)
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Mean over seeds with Student's 95 % t-interval; one value has no width. ValueError for none.
+
+    Source: Student 1908; half width t(0.975, n - 1) s / sqrt(n).
+    """
+    from scipy.stats import t
+
+    if not len(values):
+        raise ValueError("no values to average: no run has measured this")
+    n, mean = len(values), statistics.fmean(values)
+    half = 0.0 if n == 1 else float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> Estimate:
+    """Share `successes / n` with the Wilson score interval (Wilson 1927), 95 % by default; ValueError for none."""
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"a share needs 0 <= successes <= n and n > 0, got {successes} of {n}")
+    share, weight = successes / n, z * z / n
+    centre = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def bootstrap_interval(
+    sums: Sequence[float],
+    weights: Sequence[float] | None = None,
+    *,
+    transform: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    resamples: int = 2000,
+) -> Estimate:
+    """`transform(sum(sums) / sum(weights))` with the 95 % percentile bootstrap over units (Efron 1979).
+
+    `sums` and `weights` are (n,): one total and one size (tokens, say) a unit; sizes of 1 give the mean. The seed is
+    fixed, so equal input gives equal bounds. One unit alone says nothing about the spread: low = high = value, n = 1.
+    ValueError where there is nothing to average.
+    """
+    units = np.stack([np.asarray(sums, float), np.ones(len(sums)) if weights is None else np.asarray(weights, float)])
+    n = units.shape[1]
+    if n == 0 or units[1].sum() <= 0:
+        raise ValueError("nothing to average: there is no text, no token or no block")
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
+    totals = counts @ units.T
+    totals = totals[totals[:, 1] > 0]
+    low, high = np.percentile(transform(totals[:, 0] / totals[:, 1]), [2.5, 97.5])
+    value = transform(np.array(units[0].sum() / units[1].sum()))
+    return Estimate(float(value), float(low), float(high), n)
 
 
 @dataclass(frozen=True)
@@ -105,20 +149,6 @@ METRICS: dict[str, Metric] = {
     "no_label": Metric("no label", "share", "lower", 2),
     "ratio_to_first": Metric("time", "x first row", "lower", 2),
 }
-
-
-def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean over seeds with Student's 95 % t-interval; one value has no width. Raises MetricError for none.
-
-    Source: Student 1908; half width t(0.975, n - 1) s / sqrt(n).
-    """
-    from scipy.stats import t
-
-    if not len(values):
-        raise MetricError("no values to average: no run has measured this")
-    n, mean = len(values), statistics.fmean(values)
-    half = 0.0 if n == 1 else float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -1,56 +1,54 @@
-"""One training or evaluation run is one JSON file; every table and figure of the course reads these files only.
+"""One run is one JSON file, and a file is whole or not there, whatever stops the process or fills the disk.
 
-For: `RunRecord` and its file, the folder of records, the environment they were made in. What is in `metrics.py`
-(`Estimate`, `METRICS`, tables) can be had from here too.
-Not for: computing metrics (`evaluation.py`), drawing (`plots.py`), or numbers typed by hand.
+Every table and figure of the course reads run records only. The second half writes files and folders in one move, on
+Windows, macOS, Linux and network shares alike: to a temporary name first, then renamed.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
-import math
 import os
 import platform
-import re
-from dataclasses import MISSING, asdict, dataclass, field, fields
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from utils.files import read_json_file, write_atomic
-from utils.metrics import METRICS, Estimate, Metric, MetricError, compare_table, mean_interval, pareto_front, table
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-__all__ = [
-    "METRICS",
-    "Estimate",
-    "Metric",
-    "MetricError",
-    "RunError",
-    "RunRecord",
-    "compare_table",
-    "environment",
-    "load_runs",
-    "mean_interval",
-    "pareto_front",
-    "read_json",
-    "table",
-    "write_json",
-]
+from utils.metrics import Estimate
 
-STATUSES = ("finished", "running", "failed")
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "numpy", "scikit-learn")
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # what a network share without locks answers
 
 
 class RunError(RuntimeError):
-    """A run record that cannot be read or trusted; the message names the file and what is wrong."""
+    """A run record that cannot be read; the message names the file and what to do."""
+
+
+class WriteError(OSError):
+    """Something could not be written; what was there before is as it was. The message names cause and remedy."""
+
+
+class BusyError(RuntimeError):
+    """Another process works on the same files; the message says what to do."""
+
+
+# --- records ---
 
 
 @dataclass
 class RunRecord:
     """Everything about one run. Losses in nats per token, times in seconds, memory and sizes in bytes.
 
-    `history` has one row a logged step: `step` with `train_loss` and/or `eval_loss`. A metric is a number or an
-    `Estimate` as a dict.
+    `status` is "finished", "running" or "failed". `history` has one row a logged step: `step` with `train_loss` and/or
+    `eval_loss`. A metric is a number or an `Estimate` as a dict.
     """
 
     status: str
@@ -71,28 +69,20 @@ class RunRecord:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def save(self, path: Path | str) -> Path:
-        """Write the record as JSON, all or nothing: a crash leaves the old file. Raises RunError for a bad value."""
-        path = Path(path)
-        values = json.loads(json.dumps(asdict(self), default=_plain))  # tuples become lists, so that load equals save
-        _validate(values, path)
-        write_json(path, values)
-        return path
+        """Write the record as JSON, in one move. Raises as `write_json` does."""
+        write_json(path, asdict(self))
+        return Path(path)
 
     @classmethod
     def load(cls, path: Path | str) -> RunRecord:
-        """Read and validate. Raises RunError: no file, broken JSON, missing or unknown key, wrong type, NaN."""
+        """Read what `save` wrote. Raises RunError: no file, no JSON, or the JSON of something else."""
         path = Path(path)
         try:
-            values = read_json_file(path)
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror}): train this run first") from error
-        except ValueError as error:
-            raise RunError(f"{path}: not valid JSON ({error}): delete it and repeat the run") from error
-        try:
-            _validate(values, path)
-        except RecursionError as error:
-            raise RunError(f"{path}: nested too deeply for a run record") from error
-        return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{path}: not a run record ({error}): delete it and repeat the run") from error
 
     def value(self, name: str) -> float | Estimate | None:
         """The metric `name`, looked up in metrics, counts, time and memory; None where the run has not measured it."""
@@ -104,84 +94,34 @@ class RunRecord:
         return None
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object at `path`, empty where there is no such file. Raises ValueError where it is damaged."""
-    return read_json_file(path) if path.is_file() else {}
+def load_runs(folder: Path | str, config_id: str | None = None) -> tuple[list[RunRecord], list[str]]:
+    """The comparable records in `folder` (*.json, sorted by name), and why each other record was left out.
 
-
-def write_json(path: Path | str, values: object) -> None:
-    """Write `values` as JSON, all or nothing (`write_atomic`). Raises ValueError for NaN, `WriteError`."""
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
-    write_atomic(Path(path), text.encode("utf-8"))
-
-
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, UTF-8 cannot
-TYPES = {"str": str, "int": int, "dict": dict, "list": list, "int | None": (int, type(None))}
-
-
-def _plain(value: object) -> object:
-    """A NumPy or torch scalar as a Python number, an Estimate as a dict (for `json.dumps`)."""
-    if isinstance(value, Estimate):
-        return value.to_dict()
-    if hasattr(value, "item"):
-        return value.item()
-    raise RunError(f"a run record holds numbers, texts, lists and dicts, not {type(value).__name__}")
-
-
-def _validate(values: object, path: Path) -> None:
-    """Raise RunError where the JSON of a record is not one."""
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: a run record is a JSON object, this is a {type(values).__name__}")
-    known = {f.name: TYPES[f.type] for f in fields(RunRecord)}
-    required = {f.name for f in fields(RunRecord) if f.default is MISSING and f.default_factory is MISSING}
-    if missing := sorted(required - values.keys()):
-        raise RunError(f"{path}: missing {', '.join(missing)}")
-    if unknown := sorted(values.keys() - known.keys()):
-        raise RunError(f"{path}: unknown {', '.join(unknown)}")
-    for name, value in values.items():
-        if not isinstance(value, known[name]) or isinstance(value, bool):
-            raise RunError(f"{path}: {name} is a {type(value).__name__}, not {_type_name(known[name])}")
-    if values["status"] not in STATUSES:
-        raise RunError(f"{path}: status is {values['status']!r}, not one of {', '.join(STATUSES)}")
-    _sound(values, path, "")
-    for row in values.get("history", []):
-        if not (isinstance(row, dict) and type(row.get("step")) is int and all(map(_is_number, row.values()))):
-            raise RunError(f"{path}: a row of history is {str(row)[:60]}, not a step with its losses")
-    for part in ("metrics", "counts", "time", "memory"):
-        for name, value in values.get(part, {}).items():
-            if not (value is None or _is_number(value) or _is_estimate(value)):
-                raise RunError(f"{path}: {part}.{name} is {str(value)[:60]}, not a number or an estimate")
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-def _is_estimate(value: object) -> bool:
-    """Whether `value` is an `Estimate` as a dict."""
-    try:
-        return isinstance(value, dict) and all(map(_is_number, vars(Estimate.from_dict(value)).values()))
-    except MetricError:
-        return False
-
-
-def _type_name(kind: type | tuple) -> str:
-    return " or ".join(
-        "null" if k is type(None) else k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))
-    )
-
-
-def _sound(value: object, path: Path, where: str) -> None:
-    """Raise RunError at the first NaN, infinity or broken text, naming its place ("metrics.test_loss")."""
-    if isinstance(value, str) and SURROGATE.search(value):
-        raise RunError(f"{path}: {where} is half of a character, which no file can hold")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RunError(f"{path}: {where} is {value}: the run diverged or was recorded wrongly")
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        if isinstance(key, str):
-            _sound(key, path, "a name")
-        _sound(item, path, f"{where}.{key}" if where else str(key))
+    Left out, and named: unreadable files, unfinished runs, runs of another configuration than `config_id` or, without
+    it, than the first finished run's. Other JSON files (an adapter's, the dial's) are passed over. Raises RunError for
+    a folder that is missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder: run the notebook that trains first")
+    records, excluded = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            values = read_json(path)
+            if not {"status", "history"} & values.keys():
+                continue
+            record = RunRecord(**values)
+        except (OSError, ValueError, TypeError) as error:
+            excluded.append(f"{path.name}: not a run record ({error}): delete it and repeat the run")
+            continue
+        config_id = config_id or (record.config_id if record.status == "finished" else None)
+        if record.status != "finished":
+            excluded.append(f"{path.name}: {record.status}, not finished")
+        elif record.config_id != config_id:
+            excluded.append(f"{path.name}: another configuration ({record.config_id}, not {config_id})")
+        else:
+            records.append(record)
+    return records, excluded
 
 
 def environment() -> tuple[dict[str, str], dict[str, str | int]]:
@@ -202,40 +142,102 @@ def environment() -> tuple[dict[str, str], dict[str, str | int]]:
     return versions, hardware | {"threads": torch.get_num_threads(), "system": platform.system()}
 
 
-def load_runs(folder: Path | str, config_id: str | None = None) -> tuple[list[RunRecord], list[str]]:
-    """The comparable records in `folder` (*.json, sorted by name), and why each other record was left out.
-
-    Left out, and named: unreadable or invalid files, unfinished runs, runs of another configuration than `config_id`
-    or, without it, than the first finished run's. Other JSON files (an adapter's, the dial's) are no
-    records and passed over. Raises RunError where the folder is missing.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder: run the notebook that trains first")
-    records, excluded = [], []
-    for path in sorted(folder.glob("*.json")):
-        name = path.name
-        if _is_other_json(path):
-            continue
-        try:
-            record = RunRecord.load(path)
-        except RunError as error:
-            excluded.append(str(error).replace(str(path), name))
-            continue
-        config_id = config_id or (record.config_id if record.status == "finished" else None)
-        if record.status != "finished":
-            excluded.append(f"{name}: {record.status}, not finished")
-        elif record.config_id != config_id:
-            excluded.append(f"{name}: another configuration ({record.config_id}, not {config_id})")
-        else:
-            records.append(record)
-    return records, excluded
+# --- files and folders in one move ---
 
 
-def _is_other_json(path: Path) -> bool:
-    """Whether this is a readable JSON file of another kind, as `adapter_config.json`; a broken file is not."""
+def read_json(path: Path) -> dict:
+    """The JSON object at `path`, empty where there is no such file. Raises ValueError where it is damaged."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_json(path: Path | str, values: object) -> None:
+    """Write `values` as JSON, in one move. Raises ValueError for NaN, TypeError for what JSON has not, `WriteError`."""
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    write_atomic(Path(path), text.encode("utf-8"))
+
+
+def _plain(value: object) -> object:
+    """A NumPy or torch scalar as a Python number, an Estimate as a dict (for `json.dumps`)."""
+    if isinstance(value, Estimate):
+        return value.to_dict()
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"a run record holds numbers, texts, lists and dicts, not {type(value).__name__}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a full, read-only or broken disk raises inside into a `WriteError` about `path`."""
     try:
-        values = read_json_file(path)
-    except (OSError, ValueError):
-        return False
-    return not (isinstance(values, dict) and {"status", "history"} & values.keys())
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(
+            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}). What was there before is as it "
+            "was: free some space, or set LAB_ARTIFACTS to a folder that can be written, and run this again"
+        ) from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is at any moment either the old one or the new one, whole. Raises `WriteError`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; the old one is removed only once the new one stands. Raises `WriteError`.
+
+    No system has one move for that, so for a moment only `<folder>.old` is there: `standing` finds it.
+    """
+    old = folder.with_name(folder.name + ".old")
+    with writing(folder):
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def standing(folder: Path) -> Path:
+    """`folder`, or the one before it where a kill came between the two moves of `replace_folder`."""
+    old = folder.with_name(folder.name + ".old")
+    return old if old.is_dir() and not folder.exists() else folder
+
+
+@contextmanager
+def locked(path: Path, doing: str, *, wait: float = -1) -> Iterator[None]:
+    """Hold the lock file `path`; the system lets go of it when the process ends, killed or not.
+
+    `wait`: seconds for another holder to end, -1 for ever. Then `BusyError`, which says what is being done (`doing`).
+    On a share without locks nothing is held. Raises `WriteError` in a folder that cannot be written.
+    """
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout as error:
+            raise BusyError(
+                f"another notebook or program is {doing} in {path.parent}: wait until it has ended, or shut its kernel "
+                "down, and run this again (or set LAB_ARTIFACTS to another folder)"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

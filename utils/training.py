@@ -1,52 +1,69 @@
-"""One `train(...)` for every method, on the Hugging Face `Trainer`: same blocks, same order, one record per run.
+"""One `train(...)` for every method, on the stock Hugging Face `Trainer`: same blocks, same order, one record a run.
 
-The Trainer brings gradient accumulation, resuming and data-parallel; this module fixes what a fair comparison
-needs (linear warm-up and decay, weight decay 0 because it would pull the vectors to 0 and not to 1, evaluation on
-held-out blocks, the best step kept) and writes a `RunRecord`. Not for: figures, or judging text.
+It fixes what a fair comparison needs: linear warm-up and decay, weight decay 0 (decay would pull the vectors to 0, and
+the base is at 1), evaluation on held-out blocks, the best step kept. Checkpoints are the Trainer's own, several
+processes (`torchrun`, `accelerate launch`) are Accelerate's.
 """
 
 from __future__ import annotations
 
-import functools
+import math
+import os
 import shutil
 import statistics
+import sys
+import time
+import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
-from transformers import TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from tqdm import tqdm
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
-from extensions.recipes import Recipe
-from utils.batches import SMALLER, batch_that_fitted, plan_of, smaller
-from utils.checkpoints import drop_broken, one_at_a_time
-from utils.config import Profile
-from utils.counts import count_parameters
+from utils.adapters import base_fingerprint, load_trainable_state, trainable_state
+from utils.config import Settings
 from utils.gpu import PeakMemory, fast_bf16
-from utils.history import DivergedError, TrainingError, check_finite, readable_history, summary
-from utils.processes import decided_by_first, join, process_count, process_index, wait_for_all
-from utils.rivals import load_trainable_state, trainable_state
-from utils.runs import RunRecord, environment
-from utils.shares import Plan
-from utils.step_times import idle_optimizer, step_ratios, step_seconds
-from utils.storage import base_fingerprint
-from utils.trainer import BlockTrainer, PerLabelTrainer, Progress
-
-__all__ = [
-    "RECORD", "RUNNING", "DivergedError", "TrainingError", "check_finite", "idle_optimizer", "readable_history",
-    "resume_point", "start_over", "step_ratios", "step_seconds", "summary", "train", "trainable_bytes",
-    "training_arguments",
-]  # fmt: skip
+from utils.runs import RunRecord, WriteError, environment, locked, writing
+from utils.sizes import count_parameters
 
 RECORD, RUNNING = "run.json", "running.json"  # of a finished run; of one that is not, or was interrupted
+LOCK = "train.lock"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start, ran out of memory or has diverged; the message names the remedy."""
+
+
+class DivergedError(TrainingError):
+    """The loss of a run is not finite: its learning rate is too high."""
+
+
+class OneGpuArguments(TrainingArguments):
+    """The Trainer's arguments, of which one process takes one GPU; else it takes all it sees, a batch for each."""
+
+    @property
+    def n_gpu(self) -> int:
+        """At most 1."""
+        return min(super().n_gpu, 1)
 
 
 def training_arguments(
-    profile: Profile | Recipe,
+    profile: Settings,
     folder: Path,
     device: torch.device,
     *,
@@ -54,22 +71,26 @@ def training_arguments(
     steps: int,
     seed: int,
     interval: int | None = None,
-    plan: Plan | None = None,
     checkpointing: bool = False,
 ) -> TrainingArguments:
     """What a fair run fixes for every method. `data_seed` makes the order of blocks depend on the seed alone.
 
-    `interval`: steps from one evaluation to the next; None: the profile's `eval_every`. `plan`: how the optimiser's
-    batch is shared out; None: one process, the profile's batches. `checkpointing` as in `train`.
+    `interval`: steps from one evaluation to the next; None: the profile's `eval_every`. `checkpointing` as in `train`.
+    Raises `TrainingError` where the processes of a launch cannot share a batch evenly.
     """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by the launcher
+    if profile.batch_size % processes:
+        raise TrainingError(
+            f"{processes} processes cannot share batches of {profile.batch_size} {profile.UNIT} evenly: start a number "
+            "that divides them, or set LAB_OVERRIDE=batch_size=..."
+        )
     interval = min(interval or profile.eval_every, steps)
-    plan = plan or plan_of(profile, processes=1)
-    arguments = TrainingArguments(
+    return OneGpuArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
-        per_device_train_batch_size=plan.batch,
-        per_device_eval_batch_size=plan.batch,
-        gradient_accumulation_steps=plan.accumulation,
+        per_device_train_batch_size=profile.batch_size // processes,
+        per_device_eval_batch_size=profile.batch_size // processes,
+        gradient_accumulation_steps=profile.accumulation,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=profile.warmup_ratio,  # below 1 it is a share of the steps
@@ -82,7 +103,7 @@ def training_arguments(
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
-        save_total_limit=1,
+        save_total_limit=2,  # one to fall back to
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
@@ -95,15 +116,12 @@ def training_arguments(
         activation_checkpointing=checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs one process takes one, not a batch for each of them
-    return arguments
 
 
-@one_at_a_time
 def train(
     model: torch.nn.Module,
     blocks: Dataset,
-    profile: Profile | Recipe,
+    profile: Settings,
     *,
     method: str,
     eval_blocks: Dataset,
@@ -114,22 +132,20 @@ def train(
     steps: int | None = None,
     collator: Callable[[list[dict]], dict] | None = None,
     checkpointing: bool = False,
+    trainer_class: type[Trainer] = Trainer,
 ) -> RunRecord:
     """Train what `attach(model, method)` made trainable on `blocks` (each `block_length` ids), keep the best step.
 
-    With a recipe in the profile's place, `blocks` are encoded examples, `collator` pads a list of them to a batch
-    (`encoding.make_collator`), and epochs decide the steps. Losses are mean nats per label: per token, or per
-    example where a class is predicted. An interrupted run of the same configuration in `folder` is continued from its
-    last checkpoint; any other one there is started over, from the state in which this function first saw the model, so
-    that a notebook's cell can be run twice. The model ends in evaluation mode, at the step with the
-    lowest held-out loss. Raises `TrainingError` when nothing is trainable or there are fewer blocks than one batch,
-    `DivergedError` when the loss is not finite (the record in `folder` then says "failed"), `BusyError` where another
-    process trains in `folder`, `WriteError` where the disk is full or read-only, `CheckpointError` for a damaged one.
+    Losses are mean nats per label; `profile.schedule` decides the steps, `collator` makes a batch of a list of rows.
+    An interrupted run of the same configuration in `folder` goes on from its last checkpoint; any other one there is
+    started over, from the numbers with which this function first saw the model: a notebook's cell can be run twice.
+    The model ends in evaluation mode, at the step with the lowest held-out loss. `checkpointing` computes activations
+    anew in the backward pass in the place of keeping them.
 
-    Called by every process of a launch (`torchrun`, Accelerate; `scripts/train.py`) it trains as one process does, on
-    the same rows in each step: process 0 decides about resuming and alone writes records, for which all must see the
-    same `folder`. `checkpointing` computes activations anew in the backward pass in the place of keeping them. Where
-    memory runs out, batches become half as large and twice as many a step, from the last checkpoint on.
+    Every process of a launch calls this, with the same arguments; process 0 decides about resuming and writes the
+    records. All must see the same `folder`. Raises `TrainingError` where nothing is trainable, there are fewer blocks
+    than one batch, or memory runs out; `DivergedError` when the loss is not finite (the record in `folder` then says
+    "failed"), `BusyError` where another process trains in `folder`, `WriteError` where it cannot be written.
     """
     folder = Path(folder)
     planned, interval = profile.schedule(len(blocks))
@@ -157,102 +173,122 @@ def train(
         status="running", method=method, task=task, profile=profile.name, config_id=profile.config_id(), config=config,
         seed=seed, counts={"trainable": counts.trainable, "total": counts.total}, versions=versions, hardware=hardware,
     )  # fmt: skip
-    join(model.device)
-    plan = plan_of(profile, process_count(), batch_that_fitted(folder, config))
-    while True:
-        arguments = training_arguments(
-            profile, folder, model.device, learning_rate=learning_rate, steps=steps, seed=seed, interval=interval,
-            plan=plan, checkpointing=checkpointing,
+    arguments = training_arguments(
+        profile, folder, model.device, learning_rate=learning_rate, steps=steps, seed=seed, interval=interval,
+        checkpointing=checkpointing,
+    )  # fmt: skip
+    first, progress = arguments.process_index == 0, Progress()
+    use_cache = model.config.use_cache  # the Trainer switches it off
+    with locked(folder / LOCK, "training", wait=0) if first else nullcontext():
+        (checkpoint,) = broadcast_object_list([resume_point(folder, record) if first else None])
+        start_over(model)
+        set_seed(seed)
+        arguments.eval_on_start = checkpoint is None  # the held-out loss before the first step
+        trainer = trainer_class(
+            model=model, args=arguments, data_collator=collator, train_dataset=blocks, eval_dataset=eval_blocks,
+            callbacks=[progress],
         )  # fmt: skip
-        trainer_class = PerLabelTrainer if isinstance(profile, Recipe) else BlockTrainer
-        make_trainer = functools.partial(
-            trainer_class, model=model, args=arguments, data_collator=collator, train_dataset=blocks,
-            eval_dataset=eval_blocks, plan=None if plan == plan_of(profile, processes=1) else plan,
-        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         try:
-            return _run(make_trainer, record, folder)
+            with writing(folder), PeakMemory(model.device) as peak:
+                if first:
+                    record.save(folder / RUNNING)
+                trainer.train(resume_from_checkpoint=checkpoint)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-            plan = smaller(plan, folder, config, error)
-        clear_device_cache(garbage_collection=True)  # here, where the failed attempt's tensors are held no more
+            raise explained(error, profile, folder) from error
+        finally:  # a model is used further, as it was: no autocast over it, no mark, no checkpointing, its cache
+            for left in ("forward", "_original_forward", "_is_accelerate_prepared"):  # by Accelerate
+                vars(model).pop(left, None)
+            if checkpointing:
+                model.activation_checkpointing_disable()
+            model.config.use_cache = use_cache
+            model.eval()
 
-
-def _run(make_trainer: Callable[..., BlockTrainer], record: RunRecord, folder: Path) -> RunRecord:
-    """One attempt at the run of `record`, with batches that may prove too large: trains, and finishes the record."""
-    progress = Progress()
-    checkpoint = agreed_resume_point(folder, record)
-    model = make_trainer.keywords["model"]
-    start_over(model)
-    set_seed(record.seed)
-    trainer = make_trainer(callbacks=[progress])
-    trainer.remove_callback(PrinterCallback)
-    try:
-        with PeakMemory(model.device) as peak:
-            if checkpoint is None:
-                start = trainer.evaluate()["eval_loss"]  # the model before training
-                record.history = check_finite([{"step": 0, "eval_loss": start}])
-                release(model)
-            save_as_first(record, folder / RUNNING)
-            trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        release(model)
-        if trainer.args.activation_checkpointing:
-            model.gradient_checkpointing_disable()
-    model.eval()
-
-    history = record.history[:1] + readable_history(trainer.state.log_history)
-    try:
-        record.history = check_finite(history)
-    except DivergedError:
-        record.status = "failed"
-        save_as_first(record, folder / RUNNING)
-        raise
-    record.metrics = summary(record.history)
-    record.time = {"steps_timed": len(progress.seconds)}
-    if progress.seconds:  # none where a kill came after the last checkpoint
+        history = readable_history(trainer.state.log_history)
+        try:
+            record.history = check_finite(history)
+        except DivergedError:
+            record.status = "failed"
+            if first:
+                record.save(folder / RUNNING)
+            raise
+        record.metrics = summary(history)
+        record.time = {"steps_timed": len(progress.seconds)}
         record.time["step_seconds_median"] = statistics.median(progress.seconds)
-    record.memory = {"peak_bytes": peak.bytes}
-    if trainer.plan is not None:  # how it was computed; what was computed is the same
-        record.hardware |= {"processes": trainer.plan.processes, "batch": trainer.plan.batch}
-    record.bytes_on_disk = trainable_bytes(model)
-    record.status = "finished"
-    save_as_first(record, folder / RECORD)
-    if process_index() == 0:
-        (folder / RUNNING).unlink()
-        (folder / SMALLER).unlink(missing_ok=True)
-    wait_for_all()
+        record.memory = {"peak_bytes": peak.bytes}
+        if arguments.world_size > 1:
+            record.hardware["processes"] = arguments.world_size
+        record.bytes_on_disk = trainable_bytes(model)
+        record.status = "finished"
+        if first:
+            record.save(folder / RECORD)
+            (folder / RUNNING).unlink()
+            for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
+                if checkpoint.name != f"checkpoint-{record.metrics['best_step']}":
+                    shutil.rmtree(checkpoint, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     return record
 
 
-def release(model: torch.nn.Module) -> None:
-    """Take off `model` what Accelerate leaves on it: its autocast over the class's forward, and its mark.
+def explained(error: RuntimeError, profile: Settings, folder: Path) -> RuntimeError | OSError:
+    """What to do where memory ran out, or where torch could not write to the disk; any other error itself."""
+    if any(word in str(error) for word in ("iostream", "inline_container", "PytorchStreamWriter")):
+        return WriteError(f"{folder}: a checkpoint cannot be written ({error}): free some space, or set LAB_ARTIFACTS")
+    if not should_reduce_batch_size(error):
+        return error
+    if profile.batch_size == 1:
+        return TrainingError("out of memory with one row at a time: use checkpointing=True, or shorter rows")
+    fits = [os.environ.get("LAB_OVERRIDE"), f"batch_size={profile.batch_size // 2}"]
+    if "accumulation" in profile.run_settings():
+        fits.append(f"accumulation={2 * profile.accumulation}")  # as many rows a step as before
+    return TrainingError(
+        f"out of memory with batches of {profile.batch_size} {profile.UNIT}: set LAB_OVERRIDE="
+        f"{','.join(filter(None, fits))} before you start Jupyter, or use checkpointing=True"
+    )
 
-    With the first, what follows would be in bfloat16 too. With the second, left by an evaluation, Accelerate takes the
-    model for prepared: several processes would then train each for itself, without a word.
+
+# --- going on, or starting over ---
+
+
+def resume_point(folder: Path, record: RunRecord) -> str | None:
+    """The checkpoint from which an interrupted run of the same configuration goes on; None: it starts over.
+
+    The newest that is whole and has its best one beside it, before the last step: the Trainer would train beyond that.
+    The others, and all of another run, are removed.
     """
-    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-        vars(model).pop(name, None)
+    checkpoints, keys = folder / "checkpoints", ("method", "task", "config_id", "config", "seed", "versions")
+    try:
+        before = RunRecord.load(folder / RUNNING)
+    except (RuntimeError, ValueError, OSError):
+        before = None
+    if not before or before.status != "running" or any(getattr(before, k) != getattr(record, k) for k in keys):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return None
+    usable: dict[int, str] = {}
+    for checkpoint in sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        state = state_of(checkpoint)
+        step, best = (state.global_step, state.best_global_step) if state else (math.inf, None)
+        if step < record.config["steps"] and best in (*usable, step):
+            usable[step] = str(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return usable[max(usable)] if usable else None
 
 
-def save_as_first(record: RunRecord, path: Path) -> None:
-    """Write the record, in process 0 alone."""
-    if process_index() == 0:
-        record.save(path)
-
-
-def agreed_resume_point(folder: Path, record: RunRecord) -> str | None:
-    """As `resume_point`, decided by process 0 for all. `TrainingError` in a process with another configuration."""
-    checkpoint = resume_point(folder, record) if process_index() == 0 else None
-    settings = record.config | {"method": record.method, "task": record.task, "seed": record.seed}
-    checkpoint, record.history, first = decided_by_first((checkpoint, record.history, settings))
-    if first != settings:
-        differing = sorted(key for key in first if first[key] != settings.get(key))
-        raise TrainingError(
-            f"process {process_index()} and process 0 differ in {', '.join(differing)}: give all the same arguments, "
-            "data and model"
-        )
-    return checkpoint
+def state_of(checkpoint: Path) -> TrainerState | None:
+    """The state in a checkpoint all of whose files can be read; None where a kill or a full disk has left it half."""
+    files = [path for path in checkpoint.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pth")]
+    if not all(any(part in path.name for path in files) for part in ("model", "optimizer", "scheduler", "rng_state")):
+        return None
+    try:
+        for path in files:
+            if path.suffix == ".safetensors":
+                safe_open(path, "pt").__exit__(None, None, None)  # compares its header with the file's length
+            elif zipfile.ZipFile(path).testzip():  # what torch.save writes; here nothing is unpickled
+                return None
+        return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, SafetensorError):
+        return None
 
 
 def start_over(model: torch.nn.Module) -> None:
@@ -264,27 +300,85 @@ def start_over(model: torch.nn.Module) -> None:
         model.first_state = trainable_state(model)
 
 
-def resume_point(folder: Path, record: RunRecord) -> str | None:
-    """The last checkpoint of an interrupted run of the same configuration, whose history `record` then takes over.
-
-    Checkpoints of any other run are removed, and so is one that is not whole (`checkpoints.py`).
-    """
-    checkpoints = folder / "checkpoints"
-    if not checkpoints.is_dir():
-        return None
-    try:
-        before = RunRecord.load(folder / RUNNING)
-    except (RuntimeError, OSError):
-        before = None
-    keys = ("method", "task", "config_id", "config", "seed", "versions")
-    if before and before.status == "running" and all(getattr(before, k) == getattr(record, k) for k in keys):
-        drop_broken(checkpoints)
-        record.history = before.history
-        return get_last_checkpoint(str(checkpoints)) if before.history else None
-    shutil.rmtree(checkpoints)
-    return None
-
-
 def trainable_bytes(model: torch.nn.Module) -> int:
     """Size in bytes of a safetensors file with the trainable parameters, in memory; nothing is written."""
-    return len(to_safetensors(trainable_state(model)))
+    trained = {n: torch.empty(p.shape, dtype=p.dtype) for n, p in model.named_parameters() if p.requires_grad}
+    return len(to_safetensors(trained))
+
+
+# --- what is seen of a run, and what it comes to ---
+
+
+class Progress(TrainerCallback):
+    """A bar with one line per evaluation on stdout, in process 0 alone, and the time of each step."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.seconds: list[float] = []
+        self.started = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Open the bar; after a resume it starts where the run was."""
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, file=sys.stdout, leave=False, unit="step",
+            disable=not state.is_world_process_zero,
+        )  # fmt: skip
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Stop the clock, move the bar."""
+        self.seconds.append(time.perf_counter() - self.started)
+        self.bar.update()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict, **_: object
+    ) -> None:
+        """Print the held-out loss, after the first step."""
+        if state.global_step and not self.bar.disable:
+            self.bar.write(f"step {state.global_step:>5}   held-out loss {metrics['eval_loss']:.4f}", file=sys.stdout)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+def readable_history(log: list[dict]) -> list[dict]:
+    """The Trainer's log as one row a step: `{"step", "train_loss" and/or "eval_loss"}`."""
+    rows: dict[int, dict] = {}
+    for entry in log:
+        row = rows.setdefault(entry["step"], {"step": entry["step"]})
+        if "loss" in entry:
+            row["train_loss"] = float(entry["loss"])
+        if "eval_loss" in entry:
+            row["eval_loss"] = float(entry["eval_loss"])
+    return [rows[step] for step in sorted(rows) if len(rows[step]) > 1]
+
+
+def check_finite(history: list[dict]) -> list[dict]:
+    """The history itself; `DivergedError` names the first step whose loss is NaN or infinite."""
+    for row in history:
+        if not all(math.isfinite(value) for value in row.values()):
+            raise DivergedError(f"the loss is not finite at step {row['step']}: use a lower learning rate")
+    return history
+
+
+def summary(history: list[dict]) -> dict[str, float]:
+    """Held-out loss before training and at the best trained step (nats per token), and the steps that reached it.
+
+    `steps_to_1_percent` is the first evaluated step whose loss is within 1 % of the best one: 0 where the whole gain
+    is smaller than that. `steps_to_90_percent` is the first one with nine tenths of the gain.
+    """
+    start, *evaluated = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
+    best_step, best = min(evaluated, key=lambda pair: pair[1])
+    near = next(step for step, loss in [start, *evaluated] if loss <= 1.01 * best)
+    gain = 0.9 * (start[1] - best)
+    most = next((step for step, loss in evaluated if start[1] - loss >= gain), best_step)
+    return {
+        "start_loss": start[1], "best_loss": best, "best_step": best_step, "steps_to_1_percent": near,
+        "steps_to_90_percent": most,
+    }  # fmt: skip

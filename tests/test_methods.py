@@ -13,15 +13,23 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from utils.adapter_files import AdapterError
-from utils.adapters import MERGEABLE, METHODS, attach, merge, scaling_vectors
+from utils.adapters import (
+    MERGEABLE,
+    METHODS,
+    AdapterError,
+    attach,
+    base_fingerprint,
+    load_trainable_state,
+    merge,
+    scaling_vectors,
+    trainable_state,
+)
 from utils.config import PROFILES
-from utils.counts import count_parameters, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.generation import generate
-from utils.rivals import load_trainable_state, trainable_state
-from utils.storage import base_fingerprint, load_adapter, save_adapter
+from utils.saving import load_adapter, save_adapter
+from utils.sizes import count_parameters, predict_gpt2_groups, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.training import train
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
@@ -61,11 +69,12 @@ def test_closed_form_is_the_count_for_random_sizes(method, seed):
         n_layer=layers, n_head=heads, n_embd=12 * heads * layers, n_inner=8 * inner, vocab_size=97, n_positions=40
     )
     with torch.device("meta"):
-        model = attach(GPT2LMHeadModel(config), method)
+        base, model = GPT2LMHeadModel(config), attach(GPT2LMHeadModel(config), method)
+    assert count_parameters(base).groups == predict_gpt2_groups(config)
     assert count_parameters(model).trainable == predict_trainable(config, method)
 
 
-def test_counts_on_gpt2():
+def test_counts_on_gpt2_by_method_part_and_rank():
     counts = {}
     for method in METHODS:
         with torch.device("meta"):
@@ -74,16 +83,10 @@ def test_counts_on_gpt2():
         "base": 0, "ia3": 64_512, "ia3_kv": 55_296, "lora": 294_912, "bitfit": 102_144, "prefix": 368_640,
         "bottleneck": 1_189_632, "full": 124_439_808,
     }  # fmt: skip
-
-
-def test_forms_of_parts_and_ranks():
     config = GPT2Config()
     assert predict_ia3_count(config, feedforward=False) == 27_648
     assert predict_ia3_count(config, attention=False) == 36_864
     assert predict_lora_count(config, rank=16) == 2 * predict_lora_count(config)
-
-
-def test_what_a_method_adds_is_counted_as_adapter():
     for method in ("ia3", "lora", "prefix", "bottleneck"):
         count = count_parameters(attach(make_tiny_model(), method))
         assert count.groups["adapter"] == count.trainable == count.total - count_parameters(make_tiny_model()).total
@@ -119,11 +122,14 @@ def test_only_the_methods_own_numbers_move(tiny_model, blocks, tmp_path, method)
         assert all(torch.equal(p, now[n]) for n, p in before.items() if not n.endswith(".bias"))
 
 
-def test_a_second_method_on_the_same_model_is_refused(tiny_model):
+def test_a_second_method_or_a_state_of_another_is_refused(tiny_model):
     for method in ("prefix", "bottleneck"):
         model = attach(copy.deepcopy(tiny_model), method)
         with pytest.raises(AdapterError, match="already carries an adapter"):
             attach(model, "ia3")
+    state = trainable_state(attach(make_tiny_model(), "bitfit"))
+    with pytest.raises(KeyError, match="is on one side only"):
+        load_trainable_state(attach(make_tiny_model(), "ia3"), state)
 
 
 # --- keys and values only ---------------------------------------------------------------------------------------
@@ -184,12 +190,6 @@ def test_saved_and_loaded_equals(tmp_path: Path, method):
     assert torch.equal(logits(model), logits(again))
 
 
-def test_a_state_of_another_method_does_not_fit():
-    state = trainable_state(attach(make_tiny_model(), "bitfit"))
-    with pytest.raises(KeyError, match="is on one side only"):
-        load_trainable_state(attach(make_tiny_model(), "ia3"), state)
-
-
 @pytest.mark.parametrize("method", MERGEABLE)
 def test_what_can_be_merged_gives_the_same_logits(method):
     model = moved(attach(make_tiny_model(), method))
@@ -199,18 +199,13 @@ def test_what_can_be_merged_gives_the_same_logits(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_writes_text_and_padding_does_not_change_it(tokenizer, method):
+def test_every_method_writes_text_whatever_the_padding_and_its_held_out_loss_is_its_own(tokenizer, method, blocks):
     model = moved(attach(make_tiny_model(), method))
     prompts = ["the acting is", "I saw this at the cinema and it"]
     options = {"new_tokens": 8, "do_sample": False}
     together = [s.text for s in generate(model, tokenizer, prompts, **options)]
     alone = [generate(model, tokenizer, [prompt], **options)[0].text for prompt in prompts]
     assert together == alone and any(alone)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_held_out_loss_is_that_of_the_model_itself(blocks, method):
-    model = moved(attach(make_tiny_model(), method)).eval()
     ids = torch.tensor(blocks[:]["input_ids"])
     labels = torch.tensor(blocks[:]["labels"])
     with torch.no_grad():

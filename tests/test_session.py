@@ -1,16 +1,21 @@
-"""The environment table: OK where versions agree, FAIL with the pip command where one is wrong or missing."""
+"""The versions table: OK or FAIL with the pip command; a notebook that starts quiet and seeded."""
 
 from __future__ import annotations
 
+import logging
+import random
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 
+import numpy
 import pytest
+import torch
 
-from utils import checks
-from utils.checks import CheckError, check_environment
-from utils.settings import ROOT
+from utils import session
+from utils.config import PROFILES, ROOT, ConfigError
+from utils.session import check_environment
 
 
 @pytest.fixture
@@ -23,7 +28,7 @@ def installed(monkeypatch) -> dict[str, str]:
             raise metadata.PackageNotFoundError(name)
         return versions[name]
 
-    monkeypatch.setattr(checks.metadata, "version", version)
+    monkeypatch.setattr(session.metadata, "version", version)
     return versions
 
 
@@ -34,7 +39,7 @@ def requirements(tmp_path):
     return path
 
 
-def row(report: checks.EnvironmentCheck, name: str) -> list[str]:
+def row(report: session.EnvironmentCheck, name: str) -> list[str]:
     return next(line.split() for line in str(report).splitlines() if line.startswith(name))
 
 
@@ -54,30 +59,23 @@ def test_wrong_version_fails_with_the_command(installed, requirements):
     assert row(report, "torch")[-1] == "OK"
     assert "pip install peft==0.21.2 -c constraints.txt" in str(report)
     assert "2 of 3 packages OK" in str(report)
+    installed["peft"] = "0.21.20"
+    assert [package.name for package in check_environment(requirements).failures] == ["peft"]
 
 
-def test_missing_package_fails_with_the_command(installed, requirements):
+def test_a_missing_package_fails_and_one_command_repairs_all(installed, requirements):
     del installed["tqdm"]
     report = check_environment(requirements)
     assert row(report, "tqdm") == ["tqdm", "4.70.1", "missing", "FAIL"]  # shown although it is no main package
     assert "pip install tqdm==4.70.1 -c constraints.txt" in str(report)
-
-
-def test_one_command_repairs_all_failures(installed, requirements):
     installed["torch"] = "2.12.0"
-    del installed["tqdm"]
     assert check_environment(requirements).command == "pip install torch==2.13.0 tqdm==4.70.1 -c constraints.txt"
-
-
-def test_longer_version_is_another_version(installed, requirements):
-    installed["peft"] = "0.21.20"
-    assert [package.name for package in check_environment(requirements).failures] == ["peft"]
 
 
 def test_the_course_itself_is_readable():
     report = check_environment()
     assert {"torch", "transformers", "peft"} <= {package.name for package in report.packages}
-    assert set(checks.SHOWN) <= {package.name for package in report.packages}
+    assert set(session.SHOWN) <= {package.name for package in report.packages}
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
     assert len(report.packages) == len(pins)
 
@@ -86,15 +84,15 @@ def test_the_course_itself_is_readable():
 def test_a_line_that_is_no_pin_is_named(tmp_path, line):
     path = tmp_path / "requirements.txt"
     path.write_text(f"peft==0.21.2\n{line}\n", encoding="utf-8")
-    with pytest.raises(CheckError, match="line 2"):
+    with pytest.raises(ConfigError, match="line 2"):
         check_environment(path)
 
 
 def test_missing_or_empty_file_is_an_error(tmp_path):
-    with pytest.raises(CheckError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         check_environment(tmp_path / "requirements.txt")
     (tmp_path / "requirements.txt").write_text("# nothing\n", encoding="utf-8")
-    with pytest.raises(CheckError, match="names no package"):
+    with pytest.raises(ConfigError, match="names no package"):
         check_environment(tmp_path / "requirements.txt")
 
 
@@ -102,8 +100,47 @@ def test_works_where_no_package_can_be_imported():
     program = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'peft', 'numpy'): sys.modules[name] = None\n"
-        "from utils.checks import check_environment\n"
+        "from utils.session import check_environment\n"
         "print(len(check_environment().packages) > 0)"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert answer.stdout.strip() == "True"
+
+
+def test_the_seed_reaches_every_generator():
+    def draw():
+        return random.random(), numpy.random.get_state()[1][0], float(torch.rand(1))
+
+    session.seed_everything(5)
+    first = draw()
+    session.seed_everything(5)
+    assert draw() == first
+    session.seed_everything(6)
+    assert all(a != b for a, b in zip(draw(), first, strict=True))
+
+
+def test_a_notebook_starts_quiet_and_seeded(monkeypatch):
+    from datasets import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    monkeypatch.setenv("LAB_PROFILE", "mini")
+    with warnings.catch_warnings(record=True) as caught:
+        profile = session.setup_notebook()
+        warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed", FutureWarning, stacklevel=1)
+        warnings.warn("something else", FutureWarning, stacklevel=1)
+    assert profile == PROFILES["mini"]
+    assert [str(warning.message) for warning in caught] == ["something else"]
+    assert are_progress_bars_disabled() and not logging.is_progress_bar_enabled()
+    assert logging.get_verbosity() == logging.ERROR
+    drawn = torch.rand(1)
+    session.seed_everything(profile.seed)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_datasets_is_quiet_though_a_notebook_loads_it_later():
+    code = (
+        "import sys, utils.session; utils.session.quiet(); print('datasets' in sys.modules); import datasets; "
+        "print(datasets.are_progress_bars_disabled(), datasets.utils.logging.get_verbosity())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.stdout.split() == ["False", "True", str(logging.ERROR)], done.stderr
