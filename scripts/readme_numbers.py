@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 
 from bench_report import aim_text, all_rows, ratio_text  # noqa: E402
 from readme_labs import labs_part  # noqa: E402
-from scale_tables import sharding_part, sizes_part, tasks_part  # noqa: E402
 from tables import table  # noqa: E402
 
 from utils.adapters import METHODS  # noqa: E402
@@ -36,7 +35,7 @@ from utils.config import ASSETS, PROFILES, describe  # noqa: E402
 from utils.runs import RunError, RunRecord, environment, load_runs, read_json, write_json  # noqa: E402
 
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "docs" / "instructor.md", ROOT / "docs" / "scale.md")
+PAGES = (README, ROOT / "docs" / "instructor.md")
 PICTURE = Path("docs/images/dial.png")
 MARKED = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ALT = (
@@ -219,7 +218,6 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "audit": audit_part, "exercises": exercises_part, "grading": grading_part,
     "labs": labs_part,
     "bench": bench_part,
-    "sizes": sizes_part, "sharding": sharding_part, "tasks": tasks_part,
 }  # fmt: skip
 
 

@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 from utils import data, tasks
 from utils.adapter_files import check_tensors, read_probe
 from utils.adapters import AdapterError, attach, load_adapter, load_base, save_adapter
-from utils.checkpoints import CheckpointError, is_whole, load_optimizer, load_rng, save_optimizer, save_rng, seal
 from utils.config import PROFILES
 from utils.data import DataError
 from utils.hub import HubError, model_folder
@@ -302,57 +301,6 @@ def test_a_configuration_of_another_size_than_the_weights(model, change):
     folder = restored(model, "config.json", content)
     with pytest.raises(HubError, match=f"config.json does not fit the weights .{next(iter(change))}"):
         model_folder(replace(PROFILES["gpt2"], model=str(folder), model_revision=None))
-
-
-# --- checkpoints ---
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
-    folder = tmp_path_factory.mktemp("run") / "checkpoint-1"
-    folder.mkdir()
-    save_optimizer(folder / "optimizer.safetensors", *optimiser())
-    save_rng(folder / "rng_state.safetensors")
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 1, "log_history": [{"loss": 1.0}]}))
-    seal(folder)
-    return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def optimiser() -> tuple:
-    parameter = torch.nn.Parameter(torch.ones(3))
-    made = torch.optim.AdamW([parameter], lr=0.1)
-    parameter.grad = torch.ones(3)
-    made.step()
-    return made, torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)
-
-
-@tries(400)
-@given(st.data())
-def test_a_checkpoint_that_is_not_as_it_was_sealed_is_not_used(checkpoint, draw):
-    folder, files = checkpoint
-    name = draw.draw(st.sampled_from(sorted(files)))
-    content = draw.draw(broken(files[name]))
-    restored(checkpoint, name, content)
-    same = content == files[name] or (name == "seal.json" and content.strip() == files[name].strip())
-    assert is_whole(folder) is True if same else is_whole(folder) in (False, name == "seal.json")
-
-
-@tries(250)
-@given(st.data())
-def test_states_that_somebody_made_up(checkpoint, draw):
-    """A seal can be made by anybody: what it covers is still read without harm."""
-    folder, files = checkpoint
-    name = draw.draw(st.sampled_from(["optimizer.safetensors", "rng_state.safetensors"]))
-    restored(checkpoint, name, draw.draw(tensor_files(files[name])))
-    before = torch.get_rng_state()
-    try:
-        if name == "optimizer.safetensors":
-            load_optimizer(folder / name, *optimiser())
-        else:
-            load_rng(folder / name)
-    except CheckpointError as error:
-        assert "delete this folder" in str(error)
-    torch.set_rng_state(before)
 
 
 # --- tables, texts, settings ---

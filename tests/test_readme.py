@@ -23,7 +23,7 @@ SOURCES = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "u
 ALL_PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 FENCED = "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
-FROM_CODE = {"exercises", "sizes", "sharding", "tasks"}  # counted or computed, not measured
+FROM_CODE = {"exercises"}  # counted or computed, not measured
 FROM_OUTSIDE = {"ModuleNotFoundError", "CUDA out of memory", "NoSuchKernel", "venv", "make test", "FAIL"}
 
 

@@ -19,6 +19,7 @@ from utils.encoding import make_collator
 from utils.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
 from utils.runs import RunRecord
 from utils.standins import build_model, model_config
+from utils.trainer import PerLabelTrainer
 
 LABS = tuple(RECIPES)
 ALL = [recipe for sizes in RECIPES.values() for recipe in sizes.values()]
@@ -226,8 +227,9 @@ def run(lab, folder, tokenizer, **changes):
     recipe = tiny(lab, learning_rates={"ia3": 3e-2}, **changes)
     model, data = attach_recipe(tiny_model(recipe), recipe), examples(lab)
     record = training.train(
-        model, data, recipe, method="ia3", eval_blocks=data, folder=folder, collator=make_collator(recipe, tokenizer)
-    )
+        model, data, recipe, method="ia3", eval_blocks=data, folder=folder, collator=make_collator(recipe, tokenizer),
+        trainer_class=PerLabelTrainer,
+    )  # fmt: skip
     return model, record
 
 

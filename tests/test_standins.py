@@ -25,6 +25,7 @@ from utils.recipes import RECIPES
 from utils.settings import ROOT
 from utils.standins import WHEELS, StandInError, Wheel, load_model, wheel_folder
 from utils.tasks import STS, load_task
+from utils.trainer import PerLabelTrainer
 
 LABS = tuple(RECIPES)
 AUTO = {
@@ -198,8 +199,9 @@ def test_one_step_moves_the_adapter_alone_and_what_is_saved_comes_back(lab, tmp_
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     collator = make_collator(recipe, tokenizer)
     training.train(
-        model, parts["train"], recipe, method="ia3", eval_blocks=parts["validation"], folder=tmp_path, collator=collator
-    )
+        model, parts["train"], recipe, method="ia3", eval_blocks=parts["validation"], folder=tmp_path,
+        collator=collator, trainer_class=PerLabelTrainer,
+    )  # fmt: skip
     assert base_fingerprint(model) == before
     after = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert after.keys() == start.keys() and all(not torch.equal(after[name], start[name]) for name in start)
