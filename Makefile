@@ -87,7 +87,7 @@ test-gpu: env
 
 # Not accelerate launch --cpu, which starts a single process whatever number it is given.
 train-distributed: env
-	$(RUN) scripts/train.py --processes $(PROCESSES) $(TRAIN)
+	$(RUN) -m torch.distributed.run --standalone --nproc_per_node $(PROCESSES) scripts/train.py $(TRAIN)
 
 refresh: env
 	$(REPLAYED) $(MINI) $(RUN) scripts/refresh.py $(NOTEBOOKS)
