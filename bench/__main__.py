@@ -28,10 +28,9 @@ import torch
 from bench import cuda as bench_cuda
 from bench.growth import growth_points, memory_rows, places, resident_points
 from bench.report import not_measured, write_report
-from bench.rows import Row, Sizes, own_process, sizes, unmeasured
+from bench.rows import PROCESSOR_TIME, Row, Sizes, own_process, sizes, unmeasured
 from bench.training import training_rows
 from bench.use import generating_rows, latency_rows, mixed_rows, opening_rows, switching_rows
-from utils.generation import PROCESSOR_TIME
 from utils.gpu import pick_device
 from utils.runs import environment, read_json, write_json
 from utils.settings import ROOT

@@ -15,11 +15,11 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
-from bench.rows import Row, Sizes, make_model, positive_reviews, row, tokenizer
+from bench.rows import Row, Sizes, make_model, positive_reviews, row, seconds, tokenizer
 from bench.training import PROFILE_OF, course_rate, product_rate, training_flops
 from bench.use import endless, prompts
 from utils.adapters import attach
-from utils.generation import evaluation_mode, interleave, seconds
+from utils.generation import evaluation_mode, interleave
 from utils.gpu import autocast, pick_device
 from utils.step_times import idle_optimizer
 

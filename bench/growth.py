@@ -13,12 +13,12 @@ import psutil
 import torch
 from transformers import GPT2LMHeadModel
 
-from bench.rows import NOT_MEASURED, Row, Sizes, make_model, own_process, row, shape_config, tokenizer
+from bench.rows import NOT_MEASURED, Row, Sizes, make_model, own_process, row, seconds, shape_config, tokenizer
 from bench.use import ADAPTERS, endless, prompts, random_factors
 from study.cost import training_cost
 from utils.adapters import METHODS, attach
 from utils.config import PROFILES
-from utils.generation import generate, interleave, mixed_adapters, seconds
+from utils.generation import generate, interleave, mixed_adapters
 from utils.gpu import estimate_memory, pick_device
 from utils.places import ia3_config
 

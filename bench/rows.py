@@ -6,6 +6,8 @@ For: `bench.py` and the modules `bench_*.py` beside it. Not for: measuring.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from statistics import median
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from utils import generation
 from utils.adapters import load_base
 from utils.config import PROFILES
 from utils.data import load_reviews, read_packaged_reviews, select_reviews
@@ -26,6 +29,7 @@ from utils.gpu import pick_device
 Row = dict[str, object]
 MINI = PROFILES["mini"]
 NOT_MEASURED = "not measured"
+PROCESSOR_TIME = "BENCH_PROCESSOR_TIME"  # an environment variable, so that processes started from here read it too
 # (layers, width, heads, vocabulary): the embedded model's relatives, then GPT-2's four sizes (Radford et al. 2019)
 SHAPES = {
     "tiny": (2, 32, 2, 8192),
@@ -145,6 +149,20 @@ def make_model(shape: str, positions: int = 1024, attention: str = "sdpa") -> GP
 def tokenizer() -> PreTrainedTokenizerBase:
     """The embedded model's, for every shape: what is timed is the number of tokens."""
     return load_base(MINI, "cpu")[1]
+
+
+def now() -> float:
+    """Seconds by the clock; of this process's processor time where `PROCESSOR_TIME` is set to 1.
+
+    On a machine that others use as well the clock measures them too. Processor time, on one thread, does not: several
+    threads wait for each other, and their waiting counts as work.
+    """
+    return time.process_time() if os.environ.get(PROCESSOR_TIME) == "1" else time.perf_counter()
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Seconds of one call (`now`)."""
+    return generation.seconds(run, now)
 
 
 def positive_reviews(count: int) -> list[str]:

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, Trainer, TrainerCallback, default_data_collator, get_linear_schedule_with_warmup
 from transformers.trainer_callback import PrinterCallback
 
-from bench.rows import Row, Sizes, make_model, own_process, positive_reviews, row, tokenizer
+from bench.rows import Row, Sizes, make_model, now, own_process, positive_reviews, row, seconds, tokenizer
 from utils.adapters import attach
 from utils.config import PROFILES
 from utils.counts import inner_size
 from utils.data import to_blocks
-from utils.generation import interleave, now, seconds
+from utils.generation import interleave
 from utils.gpu import fast_bf16, pick_device
 from utils.training import training_arguments
 

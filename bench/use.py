@@ -19,20 +19,11 @@ import torch
 from peft import PeftModel
 from transformers import GPT2LMHeadModel
 
-from bench.rows import Row, Sizes, make_model, row, tokenizer
+from bench.rows import PROCESSOR_TIME, Row, Sizes, make_model, now, row, seconds, tokenizer
 from utils.adapters import AdapterLibrary, attach, ia3_parameters, merge
 from utils.config import PROFILES
 from utils.data import PROMPTS
-from utils.generation import (
-    PROCESSOR_TIME,
-    evaluation_mode,
-    generate,
-    interleave,
-    latency,
-    mixed_adapters,
-    now,
-    seconds,
-)
+from utils.generation import evaluation_mode, generate, interleave, latency, mixed_adapters
 from utils.gpu import pick_device
 from utils.settings import ROOT
 from utils.storage import save_adapter

@@ -1,12 +1,15 @@
-"""The FLOPs of a step are those that PyTorch counts."""
+"""The FLOPs of a step are those that PyTorch counts; processor time is that of work alone."""
 
 from __future__ import annotations
+
+import time
 
 import pytest
 import torch
 from conftest import make_tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.rows import PROCESSOR_TIME, seconds
 from bench.training import FROZEN, TRAINED, best_size, product_flops, product_seconds, training_flops
 from utils.adapters import attach
 
@@ -30,3 +33,10 @@ def test_the_machines_best_product_is_one_of_those_tried():
     assert product_flops(10) == 2000
     assert product_seconds(8, torch.bfloat16, "cpu", repeats=1) > 0
     assert best_size(torch.float32, "cpu", (4, 8)) in (4, 8)
+
+
+def test_processor_time_does_not_count_waiting(monkeypatch):
+    monkeypatch.setenv(PROCESSOR_TIME, "1")
+    assert seconds(lambda: time.sleep(0.2)) < 0.1
+    monkeypatch.delenv(PROCESSOR_TIME)
+    assert seconds(lambda: time.sleep(0.2)) > 0.1
