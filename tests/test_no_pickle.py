@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from datasets import Dataset
+from labs import made_tokenizer
 
 from extensions.models import build_model, load_model
 from extensions.recipes import RECIPES
