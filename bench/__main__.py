@@ -23,21 +23,11 @@ from functools import partial
 import psutil
 import torch
 
-<<<<<<< HEAD
 from bench.report import write_report
-from bench.rows import Row, Sizes, own_process, processor_units, sizes
+from bench.rows import PROCESSOR_TIME, Row, Sizes, own_process, processor_units, sizes
 from bench.training import profile_rows, training_rows
 from bench.use import generating_rows, memory_rows, mixed_rows, opening_rows, switching_rows
 from utils.config import ROOT
-from utils.generation import PROCESSOR_TIME
-=======
-from bench import cuda as bench_cuda
-from bench.growth import growth_points, memory_rows, places, resident_points
-from bench.report import not_measured, write_report
-from bench.rows import PROCESSOR_TIME, Row, Sizes, own_process, sizes, unmeasured
-from bench.training import training_rows
-from bench.use import generating_rows, latency_rows, mixed_rows, opening_rows, switching_rows
->>>>>>> refs/heads/gen
 from utils.gpu import pick_device
 from utils.runs import environment, read_json, write_json
 from utils.session import quiet

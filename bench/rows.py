@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-<<<<<<< HEAD
-import statistics
-=======
 import os
+import statistics
 import time
->>>>>>> refs/heads/gen
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -26,27 +23,10 @@ from utils.gpu import pick_device
 from utils.session import quiet, reuse_freed_memory
 
 Row = dict[str, object]
-<<<<<<< HEAD
+PROCESSOR_TIME = "BENCH_PROCESSOR_TIME"  # an environment variable, so that processes started from here read it too
 PROFILE_OF: dict[str, Profile] = {"mini": PROFILES["mini"], "tiny": PROFILES["mini"], "124M": PROFILES["gpt2"]}
 SHAPES = {"tiny": (2, 32, 2, 8192), "124M": (12, 768, 12, 50257)}  # layers, width, heads, vocabulary
 UNITS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "bf16", "sve_bf16")  # of x86, then of ARM
-=======
-MINI = PROFILES["mini"]
-NOT_MEASURED = "not measured"
-PROCESSOR_TIME = "BENCH_PROCESSOR_TIME"  # an environment variable, so that processes started from here read it too
-# (layers, width, heads, vocabulary): the embedded model's relatives, then GPT-2's four sizes (Radford et al. 2019)
-SHAPES = {
-    "tiny": (2, 32, 2, 8192),
-    "5M": (4, 256, 4, 8192),
-    "7M": (6, 256, 4, 8192),
-    "21M": (8, 416, 8, 8192),
-    "51M": (12, 576, 9, 8192),
-    "124M": (12, 768, 12, 50257),
-    "355M": (24, 1024, 16, 50257),
-    "774M": (36, 1280, 20, 50257),
-    "1558M": (48, 1600, 25, 50257),
-}
->>>>>>> refs/heads/gen
 
 
 @dataclass(frozen=True)
@@ -113,10 +93,20 @@ def make_model(shape: str) -> GPT2LMHeadModel:
 @cache
 def tokenizer() -> PreTrainedTokenizerBase:
     """The embedded model's, for every shape: what is timed is the number of tokens."""
-<<<<<<< HEAD
     return load_base(PROFILES["mini"], "cpu")[1]
-=======
-    return load_base(MINI, "cpu")[1]
+
+
+@contextmanager
+def own_process(isolated: bool = True) -> Iterator[Callable[..., object]]:
+    """Yields `call(function, ...)`, which runs a module's function in one fresh process: its memory and its settings
+    are its own, and what it keeps in a `functools.cache` is there at the next call. Not `isolated`: runs it here."""
+    if not isolated:
+        yield lambda function, *arguments: function(*arguments)
+        return
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(quiet).result()
+        pool.submit(reuse_freed_memory).result()  # as a notebook does at its start
+        yield lambda function, *arguments: pool.submit(partial(function, *arguments)).result()
 
 
 def now() -> float:
@@ -131,30 +121,6 @@ def now() -> float:
 def seconds(run: Callable[[], object]) -> float:
     """Seconds of one call (`now`)."""
     return generation.seconds(run, now)
-
-
-def positive_reviews(count: int) -> list[str]:
-    """The first `count` positive reviews that adapters train on; of a few, whichever come first in the file."""
-    if count < 100:
-        return [review["text"] for review in islice((r for r in read_packaged_reviews() if r["label"]), count)]
-    return list(select_reviews(load_reviews(MINI)["adapter"], "positive", count)["text"])
-
-
-Call = Callable[..., object]  # call(function, *arguments, **options)
->>>>>>> refs/heads/gen
-
-
-@contextmanager
-def own_process(isolated: bool = True) -> Iterator[Callable[..., object]]:
-    """Yields `call(function, ...)`, which runs a module's function in one fresh process: its memory and its settings
-    are its own, and what it keeps in a `functools.cache` is there at the next call. Not `isolated`: runs it here."""
-    if not isolated:
-        yield lambda function, *arguments: function(*arguments)
-        return
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(quiet).result()
-        pool.submit(reuse_freed_memory).result()  # as a notebook does at its start
-        yield lambda function, *arguments: pool.submit(partial(function, *arguments)).result()
 
 
 def processor_units() -> str:
