@@ -34,7 +34,7 @@ NBVAL := $(RUN) -m pytest --nbval-current-env --nbval-cell-timeout=900 --timeout
 # They were made on a CPU; a machine with a GPU replays them there too, and make test-gpu is what runs on the GPU.
 MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
-REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
+REPLAYED := LAB_ARTIFACTS="$${LAB_ARTIFACTS:-$$PWD/build/artifacts}"
 
 .PHONY: course env env-extensions extensions lab test test-extensions test-unit test-slow test-notebooks test-order test-gpu \
 	train-distributed refresh lint format audit student grade bench
