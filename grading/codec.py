@@ -39,8 +39,9 @@ def encode(value: object, buffers: list[bytes], depth: int = 0) -> object:
         return value
     if (numbers := _encode_numbers(value, buffers)) is not None:
         return numbers
-    if isinstance(value, (int, float, str)):  # a class derived from one of these: its value crosses, the class does not
-        return next(kind(value) for kind in (str, int, float) if isinstance(value, kind))
+    for kind, plain in ((str, str.__str__), (int, int.__int__), (float, float.__float__)):
+        if isinstance(value, kind):  # of a class derived from one of these, as an Enum is, the value crosses
+            return plain(value)
     for kind, tag in ((list, "list"), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset")):
         if isinstance(value, kind):
             return [tag, [encode(item, buffers, depth + 1) for item in value]]

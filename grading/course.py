@@ -76,26 +76,30 @@ class Plan:
 
         Those cells are the ones that, in our solution, bind a name the test reads (the last that does, before the
         test); none does: all since the test before. A cell of the student's that reads a name which an earlier one of
-        hers binds or imports needs that one too.
+        hers binds or imports needs that one too; so do cells that she has added (`key_of`).
         """
         before = [cell for cell in self.notebook["cells"][: question.position] if cell["cell_type"] == "code"]
         writable = {cells.grade_id(c): c for c in before if cells.is_solution(c) and not cells.is_manual(c)}
-        order = list(writable)
+        names = list(writable)
+        own_cells = [key for key in answers if SPACE in key and key.partition(SPACE)[0] in writable]
+        order = sorted([*names, *own_cells], key=lambda key: (names.index(key.partition(SPACE)[0]), _turn(key)))
         bound = {name: cells.bound_names(_unmarked(cell["source"])) for name, cell in writable.items()}
         used = cells.used_names(question.source)
         exports = sorted(used & set().union(*bound.values())) if bound else []
-        chosen = {max((n for n in order if name in bound[n]), key=order.index) for name in exports}
+        chosen = {max((n for n in names if name in bound[n]), key=names.index) for name in exports}
         if not chosen:
             chosen = _since_last_test(before)
         own = {name: answers.get(name, "") for name in order}
         hers = {name: cells.bound_names(own[name]) | cells.imported_names(own[name]) for name in order}
+        chosen |= {key for key in own_cells if hers[key] & set(exports)}
         pending = list(chosen)
         while pending:
             name = pending.pop()
             reads = cells.used_names(own[name]) | {"*"}
-            earlier = [n for n in order[: order.index(name)] if hers[n] & reads and n not in chosen]
-            chosen.update(earlier)
-            pending.extend(earlier)
+            others = [*order[: order.index(name)], *own_cells]  # a helper may stand below what calls it
+            more = {other for other in others if hers[other] & reads and other not in chosen}
+            chosen |= more
+            pending.extend(more)
         return [n for n in order if n in chosen], exports
 
     def imports_before(self, question: Question) -> str:
@@ -103,9 +107,23 @@ class Plan:
         earlier = [q.source for q in self.questions if q.kind == "code" and q.position < question.position]
         return "\n".join(line for source in earlier for line in cells.definitions(source, cells.IMPORTS))
 
-    def base_cells(self, question: Question) -> list[str]:
-        """The solution cells that are this question's own, by our solution."""
-        return self.needs(question, {})[0]
+    def made(self) -> set[str]:
+        """The names that only the run of a lesson makes: a grader does not have them."""
+        lessons = [c["source"] for c in self.notebook["cells"] if c["cell_type"] == "code" and not cells.grade_id(c)]
+        defined = {name for source in lessons for name in cells.bound_names("\n".join(cells.definitions(source)))}
+        return {name for source in lessons for name in cells.bound_names(source)} - defined
+
+
+SPACE = " "  # no grade id has one
+
+
+def key_of(name: str, turn: int) -> str:
+    """The key of a cell that runs before (`turn` below 0) or after the answer `name`, which itself has turn 0."""
+    return f"{name}{SPACE}{turn}" if turn else name
+
+
+def _turn(key: str) -> int:
+    return int(key.partition(SPACE)[2] or 0)
 
 
 def _unmarked(source: str) -> str:

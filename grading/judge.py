@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import io
 import pickle
+import re
 import secrets
 import socket
 import sys
@@ -23,10 +24,7 @@ MISSING = object()
 MOST_PROBLEMS = 20  # of a student's cells that are kept
 ENDED = "the process that ran the answer ended"
 DAMAGED = "the answer is damaged"
-
-
-class StudentError(RuntimeError):
-    """An exception in the student's process of a class that is not Python's own."""
+PLAIN = "Numbers, text, lists, dictionaries, arrays and tensors can be"
 
 
 def said_problem(problem: object) -> dict:
@@ -70,7 +68,7 @@ class Remote:
         self.__name__, self._channel = name, channel
 
     def __call__(self, *arguments: object, **options: object) -> object:
-        """Call over. Raises what the student's code raised, or NotPlainError for a result that is not plain data."""
+        """Call over. Raises what the student's code raised, or TypeError for a result that is not plain data."""
         functions: list = []
         data = io.BytesIO()
         _Pickler(data, functions).dump((self.__name__, arguments, options))
@@ -83,11 +81,11 @@ class Remote:
                 codec.send(self._channel, {}, [pickle.dumps(result, 5)])
                 message, buffers = codec.receive(self._channel)
         except (ConnectionError, OSError):
-            raise StudentError(ENDED) from None
+            raise RuntimeError(ENDED) from None
         if not isinstance(message, dict):
-            raise StudentError(DAMAGED)
+            raise RuntimeError(DAMAGED)
         if "strange" in message:
-            raise NotPlainError(f"what {self.__name__} returns cannot be judged: {str(message['strange'])[:200]}")
+            raise TypeError(f"what {self.__name__} returns cannot be judged: {str(message['strange'])[:200]}. {PLAIN}")
         if "raised" in message:
             raise rebuild(message["raised"], str(message.get("message", "")))
         handed = [*arguments, *options.values()]
@@ -127,7 +125,7 @@ def write_back(target: object, value: object) -> None:
 
 
 def rebuild(lineage: object, message: str) -> Exception:
-    """An exception of the first class in `lineage` that is Python's or the course's own, else a StudentError."""
+    """An exception of the first class in `lineage` that is Python's or the course's own, else one of that name."""
     pairs = [p for p in lineage if isinstance(p, list) and len(p) == 2] if isinstance(lineage, list) else []
     message = cells.printable(message[:LONGEST])
     for module, name in pairs:
@@ -137,7 +135,8 @@ def rebuild(lineage: object, message: str) -> Exception:
                 return kind(message)
         except Exception:
             continue
-    return StudentError(f"{str(pairs[0][1])[:80] if pairs else 'error'}: {message}")
+    name = re.sub(r"\W", "", str(pairs[0][1]).rpartition(".")[2])[:80] if pairs else ""
+    return type(name or "Exception", (Exception,), {})(message)
 
 
 def judge_apart(shell: object, student: socket.socket, job: dict, test: dict) -> dict:
@@ -150,11 +149,11 @@ def judge_apart(shell: object, student: socket.socket, job: dict, test: dict) ->
         verdict["problems"] = said_problems(said)
         values = {name: bind(name, said["values"][name], buffers, student) for name in job["exports"]}
     except (ConnectionError, OSError):
-        return verdict | {"name": "StudentError", "message": ENDED}
+        return verdict | {"message": ENDED}
     except NotPlainError as error:
-        return verdict | {"name": "NotPlainError", "message": short(error)}
+        return verdict | {"message": short(error)}
     except (KeyError, TypeError):
-        return verdict | {"name": "StudentError", "message": DAMAGED}
+        return verdict | {"message": DAMAGED}
     failure(shell, test["imports"])
     for name, value in values.items():
         if value is MISSING:
@@ -172,7 +171,7 @@ def bind(name: str, form: dict, buffers: list[bytes], channel: socket.socket) ->
     if "function" in form:
         return Remote(name, channel)
     if "strange" in form:
-        raise NotPlainError(f"{name} cannot be judged: {str(form['strange'])[:200]}")
+        raise NotPlainError(f"{name} cannot be judged: {str(form['strange'])[:200]}. {PLAIN}")
     return MISSING
 
 
@@ -191,7 +190,7 @@ def judge_inside(shell: object, student: socket.socket, job: dict, test: dict) -
         if said["token"] != token or not (problem is None or isinstance(problem, dict)):
             raise KeyError("token")
     except (ConnectionError, OSError):
-        return verdict | {"name": "StudentError", "message": ENDED}
+        return verdict | {"message": ENDED}
     except (KeyError, TypeError):
-        return verdict | {"name": "StudentError", "message": DAMAGED}
+        return verdict | {"message": DAMAGED}
     return verdict | {"passed": problem is None, **({} if problem is None else said_problem(problem))}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from grading import GradingError, cells
-from grading.course import Course, Plan
+from grading.course import Course, Plan, key_of
 
 MOST_BYTES = 24 << 20  # of a notebook's file
 MOST_CELLS = 1000  # of a notebook
@@ -96,7 +96,7 @@ def _rank(plan: Plan, name: str, notebook: dict) -> tuple[int, int, int]:
         known = 1
     answers = answers_of(plan, notebook)[0] if known else {}
     unsolved = plan.unsolved()
-    written = sum(not cells.same_source(source, unsolved[key]) for key, source in answers.items())
+    written = sum(not cells.same_source(answers.get(key, stub), stub) for key, stub in unsolved.items())
     return known, int(same), written
 
 
@@ -123,22 +123,54 @@ def _claims(course: Course, plan: Plan, notebook: dict) -> bool:
 def answers_of(plan: Plan, notebook: dict) -> tuple[dict[str, str], list[str]]:
     """Each answer by grade id, and remarks. Found by grade id, else by cell id, else by the name that it defines."""
     answers, remarks, lost, left = {}, [], [], MOST_ANSWERS
+    parts = {name: _candidates(plan, notebook, name, ours) for name, ours in plan.solution_cells().items()}
+    taken = {id(cell) for found in parts.values() for cell in found}
+    own = [(n, c) for n, c in enumerate(notebook["cells"]) if id(c) not in taken and _is_own(plan, c)]
+    start = 0  # own cells from this place on are still to be looked at
     for name, ours in plan.solution_cells().items():
-        found = _candidates(plan, notebook, name, ours)
-        if not found:
+        if not (found := parts[name]):
             lost.append(name)
             continue
-        if len(found) > 1:
-            remarks.append(f"the cell {name} is there {len(found)} times; the last that is filled in was graded")
-        source = _last_written(plan, notebook, found, ours)
-        if len(source) > min(cells.LONGEST, left):
+        chosen, end = _written(plan, notebook, found, ours)
+        place = next(n for n, cell in enumerate(notebook["cells"]) if cell is chosen[-1])
+        sources = {key_of(name, number - len(chosen)): cell["source"] for number, cell in enumerate(chosen, 1)}
+        if ours["cell_type"] == "code":
+            around = [(n, cell) for n, cell in own if start <= n < end]
+            above, below = ([cell for n, cell in around if (n < place) is early] for early in (True, False))
+            sources |= {key_of(name, number - len(above) - len(chosen)): c["source"] for number, c in enumerate(above)}
+            sources |= {key_of(name, number): cell["source"] for number, cell in enumerate(below, 1)}
+            start = max(start, min(end, len(notebook["cells"])))
+            if len(found) > 1:
+                remarks.append(f"the cell {name} is there {len(found)} times; those above its test were run, in order")
+            if cells.same_source(sources[name], cells.stubbed(ours)) and (names := cells.bound_names(ours["source"])):
+                where = [n for n, cell in own if names & _given(cell["source"])]
+                if any(place < n < end for n in where):
+                    remarks.append(f"the answer to {name} was taken from a cell of your own below it")
+                elif any(n >= end for n in where):
+                    remarks.append(f"the answer to {name} stands below its test and was not graded: move it up")
+        if sum(map(len, sources.values())) > min(cells.LONGEST, left):
+            sources = {name: sources[name]}
+        if len(sources[name]) > min(cells.LONGEST, left):
             remarks.append(f"the answer in {name} is too long and was not graded")
             continue
-        answers[name] = source
-        left -= len(source)
+        answers |= sources
+        left -= sum(map(len, sources.values()))
     if lost:
         remarks.append(f"no cell for {', '.join(lost)}: was it deleted?")
     return answers, remarks
+
+
+def _given(source: str) -> frozenset[str]:
+    """What a cell gives to the cells after it."""
+    return cells.bound_names(source) | cells.imported_names(source)
+
+
+def _is_own(plan: Plan, cell: dict) -> bool:
+    """Whether a student has added this code cell, and it gives other cells something."""
+    if cell["cell_type"] != "code" or cells.grade_id(cell) or not _given(cell["source"]):
+        return False
+    ids = {ours.get("id") for ours in plan.notebook["cells"]} - {None}
+    return cell.get("id") not in ids and not _is_ours(plan, cell, "")
 
 
 def _candidates(plan: Plan, notebook: dict, name: str, ours: dict) -> list[dict]:
@@ -152,17 +184,19 @@ def _candidates(plan: Plan, notebook: dict, name: str, ours: dict) -> list[dict]
     return found
 
 
-def _last_written(plan: Plan, notebook: dict, found: list[dict], ours: dict) -> str:
-    """Of several cells the one that counts in Jupyter too: the last before the test that is not the stub any more.
+def _written(plan: Plan, notebook: dict, found: list[dict], ours: dict) -> tuple[list[dict], int]:
+    """Of several cells those that count in Jupyter too: all above the test that are not the stub any more, in order.
 
-    Where there is none before the test, the last one anywhere.
+    Of a text, and where there is none above the test, the last one anywhere. And the place of the test, or the end.
     """
     place = plan.notebook["cells"].index(ours)
     tests = [cells.grade_id(cell) for cell in plan.notebook["cells"][place:] if cells.is_test(cell)][:1]
-    ends = [n for n, cell in enumerate(notebook["cells"]) if cells.grade_id(cell) in tests]
-    early = [c for c in notebook["cells"][: ends[0] if ends else None] if any(c is one for one in found)]
+    ends = [n for n, cell in enumerate(notebook["cells"]) if cells.grade_id(cell) in tests] or [len(notebook["cells"])]
+    early = [c for c in notebook["cells"][: ends[0]] if any(c is one for one in found)]
     written = [[c for c in some if not cells.same_source(c["source"], cells.stubbed(ours))] for some in (early, found)]
-    return (written[0] or written[1] or found)[-1]["source"]
+    if written[0] and ours["cell_type"] == "code":
+        return written[0], ends[0]
+    return (written[0] or written[1] or found)[-1:], ends[0]
 
 
 def _is_ours(plan: Plan, cell: dict, name: str) -> bool:

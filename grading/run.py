@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from grading import GradingError, cells
 from grading.adapter import Check, find_adapter_files, other_profile
-from grading.course import Course, Plan, Question, Runner, calibrate, profile_name
+from grading.course import SPACE, Course, Plan, Question, Runner, calibrate, profile_name
 from grading.intake import Submission
 from grading.match import match
 from grading.release import write_atomic
@@ -158,22 +158,27 @@ def grade_question(question: Question, plan: Plan, answers: Mapping[str, str] | 
         if cells.same_source(text, stubs[question.grade_id]) or not text.strip():
             return _result("empty", 0.0, "not attempted")
         return _result("open", None, "a person reads it and gives the points", answer=text)
-    own = plan.base_cells(question)
-    if own and not any(name in answers for name in own):
-        return _result("missing", 0.0, "the cell was not found")
-    if own and all(cells.same_source(answers.get(name, stubs[name]), stubs[name]) for name in own):
-        return _result("empty", 0.0, "not attempted")
+    own, exports = plan.needs(question, {})
+    added = [name for name in plan.needs(question, answers)[0] if name not in stubs]
+    if not any(cells.bound_names(answers[name]) & set(exports) for name in added):
+        if own and not any(name in answers for name in own):
+            return _result("missing", 0.0, "the cell was not found")
+        if own and all(cells.same_source(answers.get(name, stubs[name]), stubs[name]) for name in own):
+            return _result("empty", 0.0, "not attempted")
     verdict = runner.judge(question, answers)
     mode = "inside" if question.grade_id in runner.course.inside else "apart"
     state = "right" if verdict["passed"] is True else "stopped" if verdict.get("stopped") else "wrong"
     points = question.points if state == "right" else 0.0
-    return _result(state, points, explain(question, verdict, mode), mode=mode, sandbox=verdict.get("sandbox"))
+    return _result(
+        state, points, explain(question, verdict, plan.made(), mode), mode=mode, sandbox=verdict.get("sandbox")
+    )
 
 
-def explain(question: Question, verdict: Mapping, mode: str = "apart") -> str:
+def explain(question: Question, verdict: Mapping, made: Container[str] = (), mode: str = "apart") -> str:
     """What a verdict means, in one or two sentences that show nothing of a hidden test.
 
-    `mode` "inside": the student's process has seen the test, so what it says about it is not shown.
+    `made`: names that the run of a lesson makes. `mode` "inside": the student's process has seen the test, so what it
+    says about it is not shown.
     """
     if verdict["passed"] is True:
         return "right"
@@ -181,25 +186,34 @@ def explain(question: Question, verdict: Mapping, mode: str = "apart") -> str:
         return f"stopped: {verdict['stopped']}"
     texts = [_of_cell(problem) for problem in verdict.get("problems", [])]
     if texts:
-        return "; ".join(texts)[:1000]
+        return _with_rule("; ".join(texts)[:1000], made)
     if mode == "inside":
         return "a test fails: run the one that you can see in your notebook"
     line = verdict.get("line")
     if isinstance(line, int) and line in cells.region_lines(question.source, cells.HIDDEN):
-        return "the tests that you can see pass, but it is wrong for other inputs: was a result written in by hand?"
+        return "the tests that you can see pass, but it is wrong for other inputs: try the smallest and the strangest"
     name, message = str(verdict.get("name")), str(verdict.get("message") or "")
     if name == "AssertionError":
         message = VERDICT.sub("", message)
-        return f"a test fails: {message}" if message else f"a test fails in line {line}"
-    if name in ("StudentError", "NotPlainError"):
-        return message
-    return f"a test stops with {name}: {message}"
+        return _with_rule(f"a test fails: {message}", made) if message else f"a test fails in line {line}"
+    return _with_rule(f"a test stops with {name}: {message}", made) if verdict.get("name") else message
+
+
+def _with_rule(text: str, made: Container[str]) -> str:
+    """A message, and where a name is missing the rule that says why it is there in a student's notebook."""
+    if not (found := re.search(r"name '(\w+)' is not defined", text)):
+        return text
+    if found[1] in made:
+        return f"{text} ({found[1]} comes from running the lesson; answers are judged without, so make it in your cell)"
+    return f"{text} (imports and helpers belong into the cell of the answer)"
 
 
 def _of_cell(problem: Mapping) -> str:
     """Where and why a cell of the student's fails."""
     line = f", line {problem['line']}" if problem.get("line") else ""
-    return f"your cell {problem.get('cell')} fails{line}: {problem.get('name')}: {problem.get('message')}"
+    name, _, added = str(problem.get("cell")).partition(SPACE)
+    where = f"your {'own cell next to' if added else 'cell'} {name} fails{line}"
+    return f"{where}: {problem.get('name')}: {problem.get('message')}"
 
 
 def grade_adapter_question(question: Question, submission: Submission, adapter: AdapterGrader | None) -> dict:

@@ -104,6 +104,9 @@ def make_shell() -> object:
     sys.modules["__main__"] = module
     shell = InteractiveShell.instance(user_module=module, user_ns=module.__dict__, colors="NoColor")
     shell.history_manager.enabled = False
+    # As in a kernel, which has a window system or takes none: these two show nothing here.
+    shell.register_magic_function(lambda line: None, "line", "matplotlib")
+    shell.enable_gui = lambda gui=None: None
     shell.showtraceback = shell.showsyntaxerror = lambda *_, **__: None  # nobody reads it
     return shell
 
@@ -212,7 +215,7 @@ def judge(shell: object, student: socket.socket, job: dict, test: dict, watch: T
     try:
         verdict = json.loads(data)
     except ValueError:
-        verdict = {"passed": False, "name": "StudentError", "message": "the test came to no end", "line": None}
+        verdict = {"passed": False, "message": "the test came to no end", "line": None}
     if stopped:
         verdict |= {"passed": False, "stopped": stopped}
     return verdict

@@ -8,15 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_tiny_model
 from PIL import Image
 from readme import bench_part
+from torch.utils.flop_counter import FlopCounterMode
 
 import bench.__main__ as bench_main
+import bench.rows as bench_rows
 import bench.training as bench_training
 import bench.use as bench_use
-from bench.report import NO_GPU, reached
-from bench.rows import PROFILE_OF, make_model, own_process, row, sizes
-from bench.training import profile_rows, training_rows
+from bench.report import reached
+from bench.rows import make_model, own_process, processor_units, row, sizes
+from bench.training import best_size, product_rate, profile_rows, training_flops, training_rows
 from bench.use import (
     endless,
     first_cells,
@@ -28,6 +31,7 @@ from bench.use import (
     process_seconds,
     switching_rows,
 )
+from utils.adapters import attach
 from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
 from utils.runs import read_json, write_json
@@ -37,17 +41,12 @@ TRIAL = sizes(quick=True)["tiny"]
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch, tmp_path):
-    """No GPU, small batches, and folders of one's own for what is cached, built and kept."""
+    """No GPU, small batches, a few reviews at hand, and folders of one's own for what is written."""
     monkeypatch.setenv("LAB_DEVICE", "cpu")
-    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
-    monkeypatch.setitem(PROFILE_OF, "tiny", replace(PROFILES["mini"], batch_size=2, block_length=16))
-    monkeypatch.setitem(bench_training.WHOLE, "tiny", 32)
-    monkeypatch.setattr(bench_training, "DOCUMENT_LENGTH", 16)
-    monkeypatch.setattr(bench_training, "positive_reviews", lambda count: ["A film, and a good one, I think."] * count)
+    monkeypatch.setitem(bench_rows.PROFILE_OF, "tiny", replace(PROFILES["mini"], batch_size=2, block_length=16))
+    monkeypatch.setattr(bench_training, "positive_reviews", lambda _: ["A film.", "A much longer film, but good."] * 9)
     monkeypatch.setattr(bench_main, "KEPT", tmp_path / "assets" / "runs" / "bench.json")
     monkeypatch.setattr(bench_main, "BUILD", tmp_path / "build")
-    for made in (bench_training.course_trainer, bench_training.document_parts):
-        made.cache_clear()
 
 
 PARTS = (training_rows, generating_rows, switching_rows, mixed_rows, memory_rows, profile_rows)
@@ -60,35 +59,61 @@ def test_every_part_gives_ratios_with_their_spread(part):
     for line in lines:
         assert line["low"] <= line["ratio"] <= line["high"] and line["value"] >= 0 and line["yardstick"] > 0
         assert line["what"] and line["against"] and line["unit"] and line["better"] in ("higher", "lower")
+        assert line["reach"] or line["name"].startswith("memory")
     json.dumps(lines, allow_nan=False)
 
 
 def test_the_documents_loop_pads_and_counts_no_padding(monkeypatch):
-    texts = ["A film.", "A much longer film, and a better one."]
-    monkeypatch.setattr(bench_training, "positive_reviews", lambda _: texts)
-    *_, stream = bench_training.document_parts("tiny", 32, 2)
+    bench_training.document_parts.cache_clear()
+    *_, stream = bench_training.document_parts("tiny", 32, 18)
     batch = next(stream)
-    assert batch["input_ids"].shape == (2, 32)
+    assert batch["input_ids"].shape == (8, 32)
     assert torch.equal(batch["labels"] != -100, batch["attention_mask"].bool())
+    monkeypatch.setattr(bench_training, "islice", lambda *_: [batch] * 3)
     monkeypatch.setattr(bench_training, "seconds", lambda run: run() or 2.0)
-    assert bench_training.document_rate("tiny", 32, 3, 2) == 3 * int(batch["attention_mask"].sum()) / 2.0
+    assert bench_training.document_rate("tiny", 32, 3, 18) == 3 * int(batch["attention_mask"].sum()) / 2.0
+    bench_training.document_parts.cache_clear()
 
 
-def test_the_librarys_way_of_writing_writes_all_that_was_asked_for():
+def test_the_flops_of_a_step_are_those_that_are_done():
+    model = make_tiny_model(layers=3)
+    model.set_attn_implementation("eager")  # its products are counted one by one
+    rows, length, width = 2, 16, model.config.n_embd
+    model = attach(model, "ia3").train()
+    ids = torch.randint(0, 300, (rows, length))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    predicted = rows * length * training_flops(model.config, length)
+    spared = 2 * 3 * width**2 * rows * length  # no gradient of the first layer's input
+    assert counter.get_total_flops() == predicted - spared and spared < 0.04 * predicted
+
+
+def test_the_machines_best_product_is_one_of_those_tried():
+    assert product_rate(8, torch.bfloat16, repeats=1) > 0
+    assert best_size(torch.float32, (4, 8)) in (4, 8)
+
+
+def test_the_library_writes_as_many_texts_and_tokens_as_we_do(monkeypatch):
     model = endless(make_model("tiny"))
-    assert len(library_texts(model, 2, 5)) == 2 * len(PROMPTS)
-    with torch.no_grad():
-        ids = model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=7, do_sample=True, pad_token_id=0)
-    assert ids.shape == (1, 8)
+    written = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **options: written.append(generate(**options)) or written[-1])
+    assert len(library_texts(model, samples=2, new_tokens=7)) == 2 * len(PROMPTS) == len(written[0])
+    longest = max(map(len, bench_use.tokenizer()(list(PROMPTS))["input_ids"]))
+    assert written[0].shape[1] == longest + 7
 
 
-def test_opening_is_timed_up_to_the_first_result_in_fresh_processes(monkeypatch):
+def test_a_notebooks_first_result_is_its_first_cell_with_output():
     code = first_cells(ROOT / "02-Train.ipynb")
     assert "setup_notebook()" in code and "ia3_config" not in code
-    monkeypatch.setattr(bench_use, "LIBRARIES", "import math")
-    monkeypatch.setattr(bench_use, "first_cells", lambda notebook: "import math, json")
+
+
+def test_opening_is_timed_in_fresh_processes(monkeypatch):
+    monkeypatch.setattr(bench_use, "LIBRARIES", "import json")
+    monkeypatch.setattr(bench_use, "first_cells", lambda path: f"import math  # {path.name}")
     lines = opening_rows(TRIAL)
-    assert [line["name"] for line in lines] == ["opening-01", "opening-02", "opening-03", "opening-04"]
+    assert [line["name"] for line in lines] == [f"opening-0{number}" for number in (1, 2, 3, 4)]
     assert all(line["better"] == "lower" and line["ratio"] > 0 for line in lines)
     with pytest.raises(RuntimeError, match="NameError"):
         process_seconds("nothing_of_this_name")
@@ -103,50 +128,55 @@ def test_a_process_of_ones_own_keeps_what_it_has_made():
 
 
 def test_an_aim_is_reached_or_missed_in_its_own_direction():
-    assert make_model("124M").num_parameters() == 124_439_808
     higher = row("a", "what", "against", [3.0], [1.0], unit="s", reach=2.5)
     lower = row("b", "what", "against", [3.0], [1.0], unit="s", reach=2.5, better="lower")
     assert reached(higher) is True and reached(lower) is False
     assert reached(row("c", "what", "against", [3.0], [1.0], unit="s")) is None
 
 
-class StandIns:
-    """Two parts in the place of the real ones, which count how often they are measured; the second may fail."""
+class Parts:
+    """Stand-ins for the parts, which count how often they are measured; the second one fails while it is told to."""
 
     def __init__(self) -> None:
         self.ran, self.broken = [], False
 
-    def parts(self, by_model: dict) -> dict:
-        return {name: lambda name=name: self.measure(name) for name in ("first", "second")}
+    def make(self, name: str):
+        def part():
+            self.ran.append(name)
+            if self.broken and name == "second":
+                raise ValueError("no such kernel")
+            return [row(name, f"the {name} thing", "another", [3.0, 4.0], [2.0, 2.0], unit="s", reach=1.5)]
 
-    def measure(self, name: str) -> list[dict]:
-        self.ran.append(name)
-        if self.broken and name == "second":
-            raise ValueError("no such kernel")
-        return [row(name, f"the {name} thing", "another", [3.0, 4.0], [2.0, 2.0], unit="s", reach=1.5)]
+        return part
 
 
 @pytest.fixture
-def stand_ins(monkeypatch) -> StandIns:
-    made = StandIns()
-    monkeypatch.setattr(bench_main, "parts", made.parts)
+def stand_ins(monkeypatch) -> Parts:
+    """Two parts in the place of the real ones."""
+    made = Parts()
+    monkeypatch.setattr(bench_main, "parts", lambda _: {name: made.make(name) for name in ("first", "second")})
     return made
 
 
-def test_an_interrupted_run_goes_on_where_it_was_and_never_with_another_machines(stand_ins, tmp_path):
-    path = tmp_path / "build" / "bench-quick" / "bench.json"
+def test_an_interrupted_run_goes_on_where_it_was(stand_ins, tmp_path, capsys):
     stand_ins.broken = True
     with pytest.raises(ValueError, match="no such kernel"):
         bench_main.main(["--quick"])
     stand_ins.broken, stand_ins.ran = False, []
     bench_main.main(["--quick"])
-    assert stand_ins.ran == ["second"] and read_json(path)["rows"]["second"][0]["ratio"] == 1.75
+    assert stand_ins.ran == ["second"] and "the first thing" in capsys.readouterr().out
+    record = read_json(tmp_path / "build" / "bench-quick" / "bench.json")
+    assert record["rows"]["second"][0]["ratio"] == 1.75 and record["hardware"]["units"] == processor_units()
     bench_main.main(["--quick", "--only", "fir"])
     assert stand_ins.ran == ["second", "first"]
-    record = read_json(path)
-    write_json(path, record | {"hardware": record["hardware"] | {"cores": 1000}})
+
+
+def test_a_record_of_another_machine_is_not_mixed_in(stand_ins, tmp_path):
     bench_main.main(["--quick"])
-    assert stand_ins.ran == ["second", "first", "first", "second"]
+    path = tmp_path / "build" / "bench-quick" / "bench.json"
+    write_json(path, read_json(path) | {"hardware": {"cores": 1000}})
+    bench_main.main(["--quick"])
+    assert stand_ins.ran == ["first", "second"] * 2
 
 
 def test_a_busy_machine_is_measured_by_processor_time(stand_ins, tmp_path, monkeypatch):
@@ -160,26 +190,33 @@ def test_a_busy_machine_is_measured_by_processor_time(stand_ins, tmp_path, monke
     folder = tmp_path / "build" / "bench-quick"
     assert read_json(folder / "bench.json")["hardware"]["threads"] == 1
     assert "one thread" in (folder / "bench.txt").read_text(encoding="utf-8")
-    assert "2 of 2 aims reached" in Image.open(folder / "bench.png").info["Description"]
 
 
-def test_only_a_whole_run_is_kept_and_the_pages_quote_it(stand_ins, tmp_path, monkeypatch):
+def test_the_figure_carries_its_alt_text(stand_ins, tmp_path):
+    bench_main.main(["--quick"])
+    alt = Image.open(tmp_path / "build" / "bench-quick" / "bench.png").info["Description"]
+    assert "2 of 2 aims reached" in alt
+
+
+def test_only_a_whole_run_is_kept_and_the_pages_quote_it(stand_ins, tmp_path):
     with pytest.raises(SystemExit, match="tiny sizes"):
         bench_main.main(["--quick", "--keep"])
-    monkeypatch.setattr(bench_main, "sizes", lambda quick: {"tiny": TRIAL})
-    with pytest.raises(SystemExit, match="second not measured yet"):
-        bench_main.main(["--keep", "--only", "first"])
-    write_json(bench_main.KEPT, {"other": read_json(tmp_path / "build" / "bench" / "bench.json")})
+    with pytest.raises(SystemExit, match="not kept: second not measured"):
+        bench_main.main(["--only", "first", "--keep"])
+    assert "not measured" in bench_part(tmp_path / "assets")
     bench_main.main(["--keep"])
     kept = read_json(bench_main.KEPT)
-    assert len(kept["other"]["rows"]) == 1 and kept["cpu"]["rows"]["first"][0]["ratio"] == 1.75
     text = bench_part(tmp_path / "assets")
-    assert "| the first thing | another | 1.75 (1.5 to 2) | 1.5 or more: reached |" in text and text.endswith(NO_GPU)
-    assert "not measured" in bench_part(tmp_path)
+    assert "| the first thing | another | 1.75 (1.5 to 2) | 1.5 or more: reached |" in text
+    assert processor_units() in text and "What needs a GPU was not measured" in text
+    write_json(bench_main.KEPT, {"cuda": kept["cpu"]})
+    bench_main.main(["--keep"])
+    assert set(read_json(bench_main.KEPT)) == {"cuda", "cpu"}
+    assert "What needs a GPU" not in bench_part(tmp_path / "assets")
 
 
-def test_the_real_parts_have_names_of_their_own():
-    by_model = sizes(quick=False)
-    assert all(scale.isolated for scale in by_model.values())
-    assert {"opening", "generating-mini", "training-124M", "memory-mini"} <= bench_main.parts(by_model).keys()
-    assert "profile-124M" not in bench_main.parts(by_model)  # it needs a GPU
+def test_the_parts_are_the_same_for_every_model():
+    names = list(bench_main.parts(sizes(quick=False)))
+    mini, large = ([name for name in names if name.endswith(model)] for model in ("mini", "124M"))
+    assert [name.removesuffix("-124M") for name in large] == [name.removesuffix("-mini") for name in mini]
+    assert names[0] == "opening" and len(set(names)) == len(names) == 11

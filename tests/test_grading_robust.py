@@ -290,7 +290,7 @@ def test_keys_are_long_and_a_second_one_is_set_aside(tmp_path, monkeypatch):
     assert [one.student for one in found] == ["Ann"] and "another student" in aside[0]
 
 
-def test_of_two_cells_with_one_id_the_last_before_the_test_counts(root):
+def test_of_cells_with_one_id_those_above_the_test_run_in_order(root):
     plan = Course.load(root).plans[0]
     book = handed_in({"twice": "def twice(x): return x"})[PLAIN]
     place = [cells.grade_id(cell) for cell in book["cells"]].index("twice")
@@ -301,7 +301,8 @@ def test_of_two_cells_with_one_id_the_last_before_the_test_counts(root):
     ]
     book["cells"].append(first | {"source": "def twice(x): return 'after the test'"})
     answers, remarks = answers_of(plan, book)
-    assert answers["twice"] == TWICE and "4 times; the last" in remarks[0]
+    assert answers["twice"] == TWICE and "4 times; those above" in remarks[0]
+    assert {k: v for k, v in answers.items() if k.startswith("twice ")} == {"twice -1": "def twice(x): return x"}
 
 
 def test_an_import_of_an_earlier_exercise_is_there_as_in_jupyter(root):
