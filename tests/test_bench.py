@@ -119,7 +119,6 @@ def test_opening_is_timed_in_fresh_processes(monkeypatch):
         process_seconds("nothing_of_this_name")
 
 
-@pytest.mark.slow  # a fresh process imports the libraries
 def test_a_process_of_ones_own_keeps_what_it_has_made():
     with own_process() as call:
         first, second = call(os.getpid), call(os.getpid)
