@@ -96,9 +96,10 @@ class Plan:
         while pending:
             name = pending.pop()
             reads = cells.used_names(own[name]) | {"*"}
-            earlier = [n for n in order[: order.index(name)] if hers[n] & reads and n not in chosen]
-            chosen.update(earlier)
-            pending.extend(earlier)
+            others = [*order[: order.index(name)], *own_cells]  # a helper may stand below what calls it
+            more = {other for other in others if hers[other] & reads and other not in chosen}
+            chosen |= more
+            pending.extend(more)
         return [n for n in order if n in chosen], exports
 
     def imports_before(self, question: Question) -> str:

@@ -207,19 +207,6 @@ def exercises_part(_assets: Path) -> str:
     )
 
 
-def grading_part(assets: Path) -> str:
-    """What grading a class costs, by `bench_grading.py --keep`."""
-    record = read_json(assets / "runs" / "grading.json")
-    if not record:
-        return "Minutes and memory of a class: not measured.\n"
-    fixed, each = record["fixed_seconds"], record["seconds_each"]
-    minutes = " and ".join(f"{(fixed + n * each) / 60:.0f} minutes for {n} submissions" for n in (100, 300))
-    return (
-        f"On {record['hardware']['cores']} CPU cores: {fixed / 60:.0f} minutes once, to bring the notebooks to their "
-        f"tests, then {each:.1f} s a submission: {minutes}. Memory at most: {record['memory_bytes'] / 2**30:.1f} GB.\n"
-    )
-
-
 def bench_part(assets: Path) -> str:
     """What `python -m bench --keep` measured, a table for each kind of device there was."""
     kept = read_json(assets / "runs" / "bench.json")
@@ -279,7 +266,7 @@ def notebooks_part(assets: Path) -> str:
 PARTS: dict[str, Callable[[Path], str]] = {  # each stands once in one of the pages
     "picture": picture_part, "ladder": ladder_part, "exercises": exercises_part, "notebooks": notebooks_part,
     "methods": methods_part, "dial": dial_part, "runs": runs_part, "audit": audit_part, "labs": labs_part,
-    "bench": bench_part, "grading": grading_part,
+    "bench": bench_part,
 }  # fmt: skip
 
 

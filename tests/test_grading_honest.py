@@ -24,7 +24,7 @@ from utils.small import double
 
 base = double(21)
 
-def half(x):
+def halve(x):
     return x / 2
 
 def shifted(x, by=base):
@@ -53,7 +53,7 @@ HONEST = {
     "splitting": ([], "TWO = 2", [split("splitting", "def f_splitting(x): return TWO * x")]),
     "again": ([], "def f_again(x): return x +", [split("again", "def f_again(x): return 2 * x")]),
     "below": ([], STUB, [own("def f_below(x): return 2 * x")]),
-    "lesson": ([], "def f_lesson(x): return half(4 * x) * Fraction(1)", []),
+    "lesson": ([], "def f_lesson(x): return halve(4 * x) * Fraction(1)", []),
     "earlier": ([], "def f_earlier(x): return f_timed(x)", []),
 }
 RULED = {  # these do not pass in the grader; the feedback says why
@@ -63,7 +63,7 @@ RULED = {  # these do not pass in the grader; the feedback says why
 
 
 def course_of(root: Path) -> Course:
-    members = [code("lesson", LESSON)]
+    members = [code("prelude", LESSON)]
     for name in (*HONEST, *RULED):
         members.append(solution(name, begin(f"def f_{name}(x):\n#:\n    return 2 * x")))
         members.append(graded_cell(f"test-{name}", f"assert f_{name}(3) == 6, 'twice 3 is 6'", 1))

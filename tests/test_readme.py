@@ -189,14 +189,7 @@ def test_the_picture_names_the_record_it_was_drawn_from(assets: Path, tmp_path: 
     assert picture_source(picture) != digest(assets)
 
 
-def test_costs_of_grading_become_minutes(assets: Path) -> None:
-    record = {"fixed_seconds": 600.0, "seconds_each": 3.0, "memory_bytes": 3 << 30, "hardware": {"cores": 2}}
-    write_json(assets / "runs" / "grading.json", record)
-    said = "then 3.0 s a submission: 15 minutes for 100 submissions and 25 minutes for 300 submissions"
-    assert said in fill(ALL, assets) and "Memory at most: 3.0 GB" in fill(ALL, assets)
-
-
-def test_times_of_a_replay_become_minutes(assets: Path) -> None:
+def test_seconds_become_minutes(assets: Path) -> None:
     times = assets / "times.json"
     write_json(times, {file: [30.0, 60.04] for file in readme.NOTEBOOKS})
     readme.keep_times(times, assets)

@@ -141,6 +141,7 @@ def test_without_its_package_a_lab_says_what_to_install(monkeypatch):
 
 
 def test_without_onnx_flan_t5_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path))  # where nothing is converted yet
     monkeypatch.setattr("extensions.models.wheel_folder", lambda wheel: tmp_path)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(DataError, match="onnx: make env-extensions"):
