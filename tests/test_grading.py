@@ -171,7 +171,7 @@ def table(root: Path, port: int) -> dict[str, tuple[dict[str, bytes], tuple, str
         "ones": (as_files({}, adapter_files(vectors(1.0))), (0,) * 7, "has not been trained"),
         "nan": (as_files({}, adapter_files(NAN)), (0,) * 7, "NaN"),
         "half": (as_files({}, adapter_files(HALF)), (0,) * 7, "2 of 4 vectors are missing"),
-        "weak": (as_files({}, adapter_files(vectors(1.005))), (0, 0, 0, 0, 4, 0, 0), "too little was learned"),
+        "weak": (as_files({}, adapter_files(vectors(1.005))), (0,) * 7, "too little was learned"),
         "no curve": (as_files({}, GOOD | {"run.json": b"[]"}), (0, 0, 0, 0, 8, 0, 0), "missing or damaged"),
         "other curve": (as_files({}, GOOD | {"run.json": OTHER_CURVE}), (0, 0, 0, 0, 8, 0, 0), "this adapter has 3.85"),
         "other base": (as_files({}, adapter_files(vectors(), "another")), (0,) * 7, "another base model"),
