@@ -3,7 +3,6 @@
 For: `grade_adapter`, on the bytes of `adapter_model.safetensors`, `probe.json` and `run.json`, and the bands that it
 holds the two gains against. The tensors are read by the `safetensors` library, never by pickle; the student's
 `adapter_config.json` is not used; all losses are measured here, on our base model and our held-out reviews.
-Not for: code (`worker.py`).
 """
 
 from __future__ import annotations

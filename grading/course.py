@@ -2,7 +2,6 @@
 
 For: `Course` (plans and points), `Runner` (the course, prepared for answers by `worker.py`), `calibrate`, which
 proves before any student is graded that our own solutions get every point and the unsolved edition none.
-Not for: what a question needs (`plan.py`), submissions (`intake.py`, `match.py`), a whole class (`run.py`).
 """
 
 from __future__ import annotations

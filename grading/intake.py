@@ -1,7 +1,7 @@
 """What a learning platform exported, read safely: one `Submission` a student, from a folder, a zip, or loose files.
 
 For: names, duplicates, zips that lie. Only bytes with the endings of `KEPT` come in; nothing is ever executed, written
-or followed here. Not for: what is in a notebook (`match.py`).
+or followed here.
 
 Known forms of a name: Moodle's `Name_123456_assignsubmission_file_`, Canvas's `namefirst_12345_678_file.ipynb`, or the
 student's name alone; a browser's " (1)" is a later copy of the same.

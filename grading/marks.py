@@ -1,7 +1,7 @@
 """`written.csv`: the table in which people give points, for what no machine judges and over what one has judged.
 
 For: `read_table`, in whatever form a spreadsheet has saved it; `take_marks`, which puts its marks into the results;
-`mark_rows`, the table written anew without losing a mark. Not for: other tables (`report.py`).
+`mark_rows`, the table written anew without losing a mark.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 For: `match`, which survives renamed notebooks, lost metadata, lost cell ids, copies. What it could not find or had to
 choose it says in words. Only the sources of solution cells are taken; tests, points and other cells are always ours.
-Not for: reading files (`intake.py`), judging (`course.py`).
 """
 
 from __future__ import annotations

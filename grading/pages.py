@@ -1,7 +1,7 @@
 """The pages that grading leaves behind: one for each student, and one with the written answers for who marks them.
 
 For: `feedback_page`, `written_page`. Everything a student wrote is escaped; a student's page shows one student's
-results, no hidden test and no model answer. Not for: tables (`report.py`), the summary (`summary.py`).
+results, no hidden test and no model answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The student edition: a whitelist of files, the solved notebooks without solutions, hidden tests, outputs, and a zip.
 
 For: `make student`, and the folder in which `worker.py` runs a course for grading. `find_traces` proves that nothing of
-a solution is left in any byte. Not for: what a cell is (`cells.py`).
+a solution is left in any byte.
 """
 
 from __future__ import annotations

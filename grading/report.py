@@ -1,7 +1,6 @@
 """What grading leaves behind: tables for the instructor and the platform, pages, the summary.
 
-For: `write_reports`; `only_one`, which keeps two graders out of one folder. Not for: grading (`run.py`), what is in the
-pages (`pages.py`), the marks of people (`marks.py`), the form that a platform wants (`platforms.py`).
+For: `write_reports`; `only_one`, which keeps two graders out of one folder.
 """
 
 from __future__ import annotations

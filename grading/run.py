@@ -2,7 +2,6 @@
 
 For: `grade_class`. A result is written as soon as a submission's notebook is done, under a digest of what was handed in
 and of the course, so that a second start takes up where the first one ended and grades nothing twice.
-Not for: tables and pages (`report.py`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 For: `spawn`; `restrain`, for the process that judges; `probe`, which tries out what this system allows. On Linux, where
 the system allows namespaces, the code sees no other process, no network, no socket on disk, nothing of the course's
 solutions, and writes to its own folder only (`mounts.py`). Elsewhere proxies are off and limits hold; `facts` says
-which of the two it was. Not for: judging (`worker.py`), limits over several processes (`watch.py`).
+which of the two it was.
 
     python -m grading.sandbox     prints the facts of this system as JSON
 """
