@@ -3,7 +3,6 @@
 For: `grade_adapter`, on the bytes of `adapter_model.safetensors`, `probe.json` and `run.json`, and the bands that it
 holds the two gains against. The tensors are read by the `safetensors` library, never by pickle; the student's
 `adapter_config.json` is not used; all losses are measured here, on our base model and our held-out reviews.
-Not for: code (`worker.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ FEWEST_SEEDS = 5
 LEAST_CHANGE = 1e-3  # an adapter none of whose factors moved this far from 1 has not been trained
 MOST_CHANGE = 10.0
 MOST_BYTES = 16 << 20
-MOST_ALIKE = 0.97  # of another seed's adapter 0.83 lies in the span of the references
+MOST_RUN = 2 << 20  # bytes of the record of a run
+MOST_ALIKE = 0.97  # of another seed's adapter 0.86 lies in the span of the references
 FEWEST_EVALUATIONS = 3  # of held-out reviews that make a curve
 LONGEST_INTERVAL = 10  # steps from one recorded loss to the next, at most
 MOST_STEPS = 1_000_000
@@ -94,6 +94,8 @@ def grade_adapter(
         if inside and not all(check.passed for check in checks if check.name in GAINS):
             inside, note = False, ", but it counts only together with the loss"
         checks.append(Check(name, inside, f"{what}: {value:+.4f}, expected {low:+.4f} to {high:+.4f}{note}"))
+    if not any(check.passed for check in checks if check.name in GAINS):  # noise, too, is a sound file with a curve
+        return 0.0, checks
     share = SHARES["sound"] + sum(SHARES.get(check.name, 0) for check in checks if check.passed)
     return round(share, 6), checks
 
@@ -101,7 +103,7 @@ def grade_adapter(
 def check_curve(data: bytes | None, reference: Path, measured: Mapping[str, float]) -> Check:
     """Whether the run's record is the whole curve of a training that began at our base and ended at this adapter."""
     try:
-        run = _curve_of(json.loads(data or b"{}"))
+        run = _curve_of(json.loads(data if data and len(data) <= MOST_RUN else b"{}"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return Check("curve", False, f"{RUN} is missing or damaged: it holds the loss curve of your training")
     rows, curve, steps, said = run["rows"], run["curve"], run["steps"], run["said"]
@@ -150,6 +152,7 @@ def check_file(files: Mapping[str, bytes], references: Sequence[Path]) -> tuple[
     except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
         return [Check("file", False, f"{WEIGHTS} is not a safetensors file of plain numbers ({str(error)[:80]})")], {}
     known = [load((folder / WEIGHTS).read_bytes()) for folder in references]
+    known = [one for one in known if one.keys() == known[0].keys()]
     checks = [Check("file", True, "a safetensors file")]
     for test in (_shapes, _finite, _trained, _own):
         checks.append(test(tensors, known))
@@ -188,10 +191,47 @@ def _trained(tensors: dict, _: list[dict]) -> Check:
     return Check("trained", True, f"factors up to {most:.3f} away from 1")
 
 
+def acting(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """How far what acts in the model lies from 1: l_q * l_k, as attention sees only their product, l_v, l_ff."""
+    found = []
+    for name in sorted(tensors):
+        factors = tensors[name].astype(np.float64).ravel()
+        if "attn.c_attn" in name:
+            query, key, value = np.split(factors, 3)
+            factors = np.concatenate([query * key, value])
+        found.append(factors - 1)
+    return np.concatenate(found)
+
+
+def alike(adapters: Mapping[str, bytes], known: Sequence[Path] = ()) -> list[list[str]]:
+    """Names of those whose adapters (bytes of the tensors' file) are equal or nearly so, in groups.
+
+    One that is nearly one of `known` is left out: where training leads by itself is no sign of copying.
+    """
+    rows: dict[str, np.ndarray] = {}
+    for name, data in adapters.items():
+        try:
+            rows[name] = acting(load(data))
+        except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, OverflowError):
+            continue  # the grading has said why
+    usual = [acting(load((folder / WEIGHTS).read_bytes())) for folder in known]
+    groups: list[list[str]] = []
+    for name, row in rows.items():
+        if not np.isfinite(row).all() or not row.any() or any(_cosine(row, one) > MOST_ALIKE for one in usual):
+            continue
+        near = next((group for group in groups if _cosine(row, rows[group[0]]) > MOST_ALIKE), None)
+        near.append(name) if near else groups.append([name])
+    return [group for group in groups if len(group) > 1]
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other)) if one.shape == other.shape else 0.0
+
+
 def _own(tensors: dict, known: list[dict]) -> Check:
     """Trainings of other seeds point elsewhere; a copy, however it was scaled, mixed or blurred, does not."""
-    moves = [np.concatenate([one[name].astype(np.float64).ravel() - 1 for name in sorted(one)]) for one in known]
-    own = np.concatenate([tensors[name].astype(np.float64).ravel() - 1 for name in sorted(tensors)])
+    moves = [acting(one) for one in known]
+    own = acting(tensors)
     span = np.stack(moves, axis=1)
     weights, *_ = np.linalg.lstsq(span, own, rcond=None)
     share = np.linalg.norm(span @ weights) / np.linalg.norm(own)  # the cosine with the nearest mixture of them

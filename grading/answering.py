@@ -1,7 +1,7 @@
 """The student's process: runs the cells of an answer, hands over their values, answers the judge's calls.
 
 For: `serve`; `failure` and `run_test`, which run one cell, are the judge's too. What is sent from here is not believed:
-a student's code can send anything in its place. Not for: judging (`judge.py`), limits (`sandbox.py`).
+a student's code can send anything in its place.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 For: everything that follows from one cell alone, and reading a notebook that somebody else wrote. A notebook is the
 plain JSON of its file, every source one text. Works on any notebook in that format; needs no nbgrader.
-Not for: a whole course (`course.py`), writing the student edition (`release.py`).
 """
 
 from __future__ import annotations

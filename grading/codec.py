@@ -2,7 +2,7 @@
 
 For: the wire between the process that runs an answer and the one that judges it (`worker.py`). What arrives is built
 anew from numbers and text by our own NumPy, torch and `utils`, so a class that equals everything, or a patched library,
-stays where it was made. Not for: files.
+stays where it was made.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 For: `Course` (plans and points), `Runner` (the course, prepared for answers by `worker.py`), `calibrate`, which
 proves before any student is graded that our own solutions get every point and the unsolved edition none.
-Not for: what a question needs (`plan.py`), submissions (`intake.py`, `match.py`), a whole class (`run.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grading import PACKAGES, GradingError, cells, check_modules, codec, release, sandbox
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRIVATE = (".ssh", ".aws", ".config", ".gnupg", ".kube", ".docker", ".netrc", ".git-credentials",
            ".cache/huggingface/token")  # fmt: skip
 
+LEAST_CLOCK = 20.0  # seconds that every answer gets
 HEADING = re.compile(r"^#{1,6} (.+)", re.MULTILINE)
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)  # code in a text: its comments are no headings
 
@@ -299,10 +300,13 @@ class Runner:
         with contextlib.suppress(RecursionError):  # folders in folders, made without namespaces
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def judge(self, question: Question, answers: Mapping[str, str], inside: bool | None = None) -> dict:
+    def judge(
+        self, question: Question, answers: Mapping[str, str], inside: bool | None = None, left: float = math.inf
+    ) -> dict:
         """The verdict on `answers` (sources by grade id): `passed`, and if not `name`, `message`, `line`, `stopped`.
 
-        Raises GradingError where there is none, after a second try.
+        `left`: seconds by the clock that this student's answers have left. Raises GradingError where there is no
+        verdict, after a second try.
         """
         plan = self.course.plan_of(question)
         run, exports = plan.needs(question, answers)
@@ -312,7 +316,7 @@ class Runner:
             "inside": question.grade_id in self.course.inside if inside is None else inside,
             "hide": [str(path) for path in self.hide],
             "scratch": str(self.scratch),
-            "limits": self.limits.to_dict(),
+            "limits": replace(self.limits, clock=min(self.limits.clock, max(left, LEAST_CLOCK))).to_dict(),
         }
         test = {"source": question.source, "imports": plan.imports_before(question)}
         try:

@@ -1,7 +1,7 @@
 """What a learning platform exported, read safely: one `Submission` a student, from a folder, a zip, or loose files.
 
 For: names, duplicates, zips that lie. Only bytes with the endings of `KEPT` come in; nothing is ever executed, written
-or followed here. Not for: what is in a notebook (`match.py`).
+or followed here.
 
 Known forms of a name: Moodle's `Name_123456_assignsubmission_file_`, Canvas's `namefirst_12345_678_file.ipynb`, or the
 student's name alone; a browser's " (1)" is a later copy of the same.
@@ -25,6 +25,8 @@ from typing import BinaryIO
 from grading import GradingError, cells
 
 KEPT = {".ipynb", ".json", ".safetensors"}
+# What students hand in by mistake: not read, but named.
+NAMED = {".rar", ".7z", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".pdf", ".doc", ".docx", ".odt", ".html", ".zip"}
 MOST_FILES = 2000  # that are kept, of one submission
 MOST_ENTRIES = 20_000  # of all zips of one submission
 MOST_BYTES = 64 << 20  # of one file
@@ -35,8 +37,8 @@ MOST_PROBLEMS = 50
 LONGEST_NAME = 200
 KEY_BYTES = 100  # of a student's name, in the names of our files
 SKIPPED = ("__MACOSX", ".ipynb_checkpoints", ".git", ".venv", "venv", "node_modules", "__pycache__")
-MOODLE = re.compile(r"(?P<name>.+?)_(?P<id>\d+)_assignsubmission_\w*")
-CANVAS = re.compile(r"(?P<name>[^_]+)_(?P<late>LATE_)?(?P<id>\d+)_\d+(?:_.*)?")
+MOODLE = re.compile(r"(?P<name>.+?)_(?P<id>\d+)_assignsubmission_(?:[a-z]+_)?(?P<file>.*)")
+CANVAS = re.compile(r"(?P<name>[^_]+)_(?P<late>LATE_)?(?P<id>\d+)_\d+_(?P<file>.+)")
 ENTRY = re.compile(rb"PK\x01\x02")  # stands before each entry of a zip's table
 COPY = re.compile(r"(?P<name>.*\S)\s*\((?P<number>\d{1,4})\)")
 
@@ -93,7 +95,8 @@ def collect(folder: Path) -> tuple[list[Submission], list[str]]:
             aside.append(f"{shown(name)}: its key is that of another student, not graded; rename it")
             continue
         submission.late = any(is_late(path) for path in copies[latest])
-        if len(copies[latest]) > 1 and not (identity and all(path.is_file() for path in copies[latest])):
+        loose = identity and all(path.is_file() for path in copies[latest])
+        if len(copies[latest]) > 1 and not (loose and sum(p.suffix.lower() == ".zip" for p in copies[latest]) < 2):
             aside.append(f"{', '.join(shown(p.name) for p in copies[latest])}: graded together, as one student's")
         submissions[submission.key] = _read(submission, copies[latest])
     if not submissions:
@@ -111,7 +114,7 @@ def _entries(folder: Path) -> tuple[list[Path], list[str]]:
     """The folders, zips and notebooks in `folder`, and what else is there, in words."""
     found, aside = [], []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in SKIPPED:
+        if path.name.startswith(".") or is_noise(path.name):
             continue
         mode = path.lstat().st_mode
         known = stat.S_ISREG(mode) and path.suffix.lower() in {*KEPT, ".zip"}
@@ -150,6 +153,11 @@ def _read(submission: Submission, paths: list[Path]) -> Submission:
     return submission
 
 
+def is_noise(name: str) -> bool:
+    """Whether a program, and no student, has made the file or folder of this name."""
+    return name in SKIPPED or name.startswith("._")  # what macOS keeps beside a file
+
+
 def read_name(path: Path) -> tuple[str, str, int]:
     """`(student, id on the platform or "", number of the copy)` from the name of a folder or file."""
     stem = bare_name(path)
@@ -186,7 +194,8 @@ def read_into(submission: Submission, path: Path) -> None:
         for name, file in _walk(path, submission):
             add_file(submission, name, file.stat().st_size, file.read_bytes)
     elif path.suffix.lower() != ".zip":
-        add_file(submission, path.name, path.stat().st_size, path.read_bytes)
+        found = MOODLE.fullmatch(path.name) or CANVAS.fullmatch(path.name)  # it ends with the student's own name
+        add_file(submission, (found and found["file"]) or path.name, path.stat().st_size, path.read_bytes)
     elif path.stat().st_size:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             read_zip(submission, file, data, "", DEEPEST)
@@ -197,7 +206,7 @@ def read_into(submission: Submission, path: Path) -> None:
 def _walk(folder: Path, submission: Submission, depth: int = DEEPEST_FOLDER) -> Iterator[tuple[str, Path]]:
     """The files below `folder` with their relative names; links are neither read nor followed."""
     for path in sorted(folder.iterdir()):
-        if path.is_symlink() or path.name in SKIPPED:
+        if path.is_symlink() or is_noise(path.name):
             continue
         if path.is_dir() and depth == 0:
             submission.refuse(f"{shown(path.name)}: more than {DEEPEST_FOLDER} folders deep, not read")
@@ -214,6 +223,8 @@ def add_file(
     name, suffix = shown(prefix + name), PurePosixPath(name).suffix.lower()
     is_zip = suffix == ".zip" and depth > 0
     if suffix not in KEPT and not is_zip:
+        if suffix in NAMED:
+            submission.refuse(f"{name}: not read, only notebooks, adapters and zips are")
         return
     if size > MOST_BYTES or submission.size + size > MOST_IN_ALL or len(submission.files) >= MOST_FILES:
         submission.refuse(f"{name}: too large, not read")
@@ -250,12 +261,12 @@ def read_zip(submission: Submission, file: BinaryIO, data: bytes | mmap.mmap, pr
 def _read_entry(
     submission: Submission, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, prefix: str, depth: int
 ) -> None:
-    name = entry_name(entry)
+    name = entry_name(entry).replace("\\", "/")  # as Windows writes it
     label = shown(name)
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if entry.is_dir() or any(part in SKIPPED for part in parts):
+    parts = PurePosixPath(name).parts
+    if name.endswith("/") or any(is_noise(part) for part in parts):
         return
-    if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
+    if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
         submission.refuse(f"{label}: points outside of the zip, refused")
     elif stat.S_ISLNK(entry.external_attr >> 16):
         submission.refuse(f"{label}: a link, refused")

@@ -2,7 +2,7 @@
 
 For: `judge_apart`, `judge_inside`; `worker.py` forks this process and watches it. A function of the student's is a
 `Remote` here: arguments go over as copies, what it did to them in place comes back as numbers, a function that we pass
-it runs on our side. Not for: the student's side (`answering.py`), limits (`sandbox.py`).
+it runs on our side.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`written.csv`: the table in which people give points, for what no machine judges and over what one has judged.
 
 For: `read_table`, in whatever form a spreadsheet has saved it; `take_marks`, which puts its marks into the results;
-`mark_rows`, the table written anew without losing a mark. Not for: other tables (`report.py`).
+`mark_rows`, the table written anew without losing a mark.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ HEAD = ("key", "question", "of", "points", "comment", "answer")
 NEEDED = {"key", "question", "points", "comment"}
 ENCODINGS = ("utf-8-sig", "utf-16", "cp1252", "latin-1")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of a formula
+QUOTED_PART = re.compile(r"([;\t]\s*)'(?=[=+\-@])")
 NOT_COUNTED = "written.csv, NOT COUNTED: "  # what a note on a row that fits nothing begins with
 
 
@@ -71,7 +73,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def _unquoted(value: str) -> str:
-    """A cell without the quote that keeps a spreadsheet from taking it for a formula."""
+    """A cell without the quotes that keep a spreadsheet from taking it, or a part of it, for a formula."""
+    value = QUOTED_PART.sub(r"\1", value)
     return value[1:] if value.startswith("'") and value[1:].startswith(FORMULA) else value
 
 

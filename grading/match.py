@@ -2,7 +2,6 @@
 
 For: `match`, which survives renamed notebooks, lost metadata, lost cell ids, copies. What it could not find or had to
 choose it says in words. Only the sources of solution cells are taken; tests, points and other cells are always ours.
-Not for: reading files (`intake.py`), judging (`course.py`).
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def _notebooks(files: Mapping[str, bytes]) -> tuple[dict[str, dict], dict[str, s
     """The notebooks among the files by name, those in fewer folders first; by name, why others cannot be read."""
     found, broken, left = {}, {}, MOST_TOGETHER
     for name in sorted(files, key=lambda name: (name.count("/"), name)):
-        if PurePosixPath(name).suffix.lower() != ".ipynb":
+        if not name.lower().endswith((".ipynb", ".ipynb.json")):  # the second as browsers save it
             continue
         try:
             found[name] = _slim(files[name], left)
@@ -102,7 +101,7 @@ def _rank(plan: Plan, name: str, notebook: dict) -> tuple[int, int, int]:
 
 def _stem(name: str) -> str:
     """A notebook's name without ending, copy marks, case: `01-Setup-Copy1 (2).ipynb` is `01setup`."""
-    plain = name[-200:].rsplit(".", 1)[0].lower()
+    plain = name[-200:].lower().removesuffix(".json").rsplit(".", 1)[0]
     while (shorter := COPY_MARK.sub("", plain)) != plain:
         plain = shorter
     return re.sub(r"[\W_]+", "", plain)

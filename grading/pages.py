@@ -1,7 +1,7 @@
 """The pages that grading leaves behind: one for each student, and one with the written answers for who marks them.
 
 For: `feedback_page`, `written_page`. Everything a student wrote is escaped; a student's page shows one student's
-results, no hidden test and no model answer. Not for: tables (`report.py`), the summary (`summary.py`).
+results, no hidden test and no model answer.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 
-from grading import cells, check_modules
-from grading.course import Course, Question
+from grading import PACKAGES, cells, check_modules
+from grading.adapter import WEIGHTS, alike, find_adapter_files
+from grading.course import Course, Question, profile_name
 from grading.marks import number, pseudonym
 from grading.run import Graded
 from grading.sandbox import is_safe
 
+CHECKING = "exercises"  # the package with `check`
 WORDS = {
     "right": "right", "wrong": "not right", "empty": "not attempted", "missing": "missing", "stopped": "stopped",
     "open": "open",
@@ -153,8 +155,15 @@ def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[
         lines.append(
             f"submissions with points still to be given: {still}; read written.html, put points into written.csv"
         )
-    alike = (*_same_answers(course, class_), *_same_texts(course, class_))
-    return [*lines, *alike, *(f"set aside: {text}" for text in aside)]
+    for graded in class_:
+        student = graded.submission.student
+        if named := sorted({name for sources in graded.answers.values() for name in _of_library(course, sources)}):
+            lines.append(f"answers that import from the course's packages: {student}: {', '.join(named)}")
+        told = [*(remark for remark in graded.remarks if ": the answer to " in remark)]
+        told += [problem for problem in graded.submission.problems if "not read, only" in problem]
+        lines += [f"{student}: {text}" for text in told]
+    similar = (*_same_answers(course, class_), *_same_texts(course, class_), *_same_adapters(course, class_))
+    return [*lines, *similar, *(f"set aside: {text}" for text in aside)]
 
 
 def _not_as_expected(course: Course, class_: list[Graded]) -> Iterator[str]:
@@ -186,6 +195,17 @@ def _of_checks(sources: dict[str, str], checks: set[str]) -> list[str]:
     return [name for name, text in sources.items() if named.search(text) or checks & _imported_modules(text)]
 
 
+def _of_library(course: Course, sources: dict[str, str]) -> list[str]:
+    """The grade ids of the answers that import of the course's packages what our own solutions do not."""
+    ours = {name for plan in course.plans for source in plan.solved().values() for name in _imported_modules(source)}
+    packages = set(PACKAGES) - {CHECKING}  # a student may run her check wherever she likes
+    return [
+        name
+        for name, source in sources.items()
+        if packages & {module.partition(".")[0] for module in _imported_modules(source) - ours}
+    ]
+
+
 def _imported_modules(source: str) -> set[str]:
     """Every name that a cell imports, in full; some are modules, some what is in them."""
     tree = cells.parse(source[: cells.LONGEST])
@@ -207,6 +227,14 @@ def _same_answers(course: Course, class_: list[Graded]) -> Iterator[str]:
     for key, names in same.items():
         if len(names) > 1 and key not in unsolved:
             yield f"the same answers in {key[0]}: {', '.join(names)}"
+
+
+def _same_adapters(course: Course, class_: list[Graded]) -> Iterator[str]:
+    """Adapters that are equal or nearly so, but for those that the course's own seed leads to."""
+    found = {g.submission.student: find_adapter_files(g.submission.files, profile_name()).get(WEIGHTS) for g in class_}
+    usual = sorted((course.root / "assets" / "adapters" / profile_name()).glob("positive-seed0"))
+    for names in alike({name: data for name, data in found.items() if data}, usual):
+        yield f"the same adapter, or nearly (to look at, no verdict): {', '.join(names)}"
 
 
 def _same_texts(course: Course, class_: list[Graded]) -> Iterator[str]:

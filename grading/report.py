@@ -1,7 +1,6 @@
 """What grading leaves behind: tables for the instructor and the platform, pages, the summary.
 
-For: `write_reports`; `only_one`, which keeps two graders out of one folder. Not for: grading (`run.py`), what is in the
-pages (`pages.py`), the marks of people (`marks.py`), the form that a platform wants (`platforms.py`).
+For: `write_reports`; `only_one`, which keeps two graders out of one folder.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from grading.release import write_atomic
 from grading.run import Graded
 
 PARTICIPANT = re.compile(r"\D*(\d+)\s*")  # "Participant 12345", in the language of the site
+INNER = re.compile(r"([;\t]\s*)(?=[=+\-@＝＋－＠])")  # a cell begins there where `;` or tabs separate
 WIDE = str.maketrans("＝＋－＠", "=+-@")  # which some spreadsheets read as the narrow ones
 
 
@@ -56,7 +56,7 @@ def _harmless(value: object) -> object:
     """A cell that is text and nothing else, on whatever lines a spreadsheet sees."""
     if not isinstance(value, str):
         return value
-    plain = cells.printable(value)
+    plain = INNER.sub(r"\1'", cells.printable(value))
     return f"'{plain}" if plain.lstrip().translate(WIDE).startswith(FORMULA) else plain
 
 

@@ -2,13 +2,14 @@
 
 For: `grade_class`. A result is written as soon as a submission's notebook is done, under a digest of what was handed in
 and of the course, so that a second start takes up where the first one ended and grades nothing twice.
-Not for: tables and pages (`report.py`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from grading.release import write_atomic
 from grading.sandbox import Limits
 
 VERDICT = re.compile(r"\A\d+\.\d+ (?:fail|todo)  ")  # how a check begins, whose exercise the page names anyway
+WAITING = 3  # of a student's answers as many may use the whole clock; then there is little left for the others
 AdapterGrader = Callable[[Mapping[str, bytes]], tuple[float, list[Check]]]
 
 
@@ -109,15 +111,19 @@ def _grade(
 
     A question that could not be judged is open, and is not kept: the next start tries again.
     """
+    spent = 0.0  # seconds by the clock on code
     for question in course.questions:
+        started = time.monotonic()
         try:
             if graded.submission.failure:
                 raise GradingError(graded.submission.failure)
-            result = grade_one(question, course.plan_of(question), graded, runner, adapter)
+            left = runner.limits.clock * WAITING - spent if runner else 0.0
+            result = grade_one(question, course.plan_of(question), graded, runner, adapter, left)
         except Exception as error:  # whatever it is, it is this question's alone
             kind = "" if isinstance(error, GradingError) else f"{type(error).__name__}: "
             why = cells.printable(f"{kind}{str(error)[:200]}")
             result = _result("open", None, "it could not be judged: a person looks at it", failure=why)
+        spent += time.monotonic() - started if question.kind == "code" else 0.0
         graded.sandbox = result.pop("sandbox", None) or graded.sandbox
         graded.results[question.grade_id] = result
         tick(graded.submission.student, 1)
@@ -134,19 +140,21 @@ def _grade(
 
 
 def grade_one(
-    question: Question, plan: Plan, graded: Graded, runner: Runner | None, adapter: AdapterGrader | None
+    question: Question, plan: Plan, graded: Graded, runner: Runner | None, adapter: AdapterGrader | None, left: float
 ) -> dict:
     """The result of one question, whoever judges it."""
     if question.kind == "adapter":
         return grade_adapter_question(question, graded.submission, adapter)
-    return grade_question(question, plan, graded.answers.get(plan.name), runner)
+    return grade_question(question, plan, graded.answers.get(plan.name), runner, left)
 
 
 def _result(state: str, points: float | None, message: str, **more: object) -> dict:
     return {"state": state, "points": points, "message": message, **more}
 
 
-def grade_question(question: Question, plan: Plan, answers: Mapping[str, str] | None, runner: Runner | None) -> dict:
+def grade_question(
+    question: Question, plan: Plan, answers: Mapping[str, str] | None, runner: Runner | None, left: float = math.inf
+) -> dict:
     """`state` (right, wrong, empty, missing, stopped, open), `points` (None while open), `message` for the student."""
     if answers is None:
         return _result("missing", 0.0, f"no {plan.name} that can be read was handed in")
@@ -165,7 +173,7 @@ def grade_question(question: Question, plan: Plan, answers: Mapping[str, str] | 
             return _result("missing", 0.0, "the cell was not found")
         if own and all(cells.same_source(answers.get(name, stubs[name]), stubs[name]) for name in own):
             return _result("empty", 0.0, "not attempted")
-    verdict = runner.judge(question, answers)
+    verdict = runner.judge(question, answers, left=left)
     mode = "inside" if question.grade_id in runner.course.inside else "apart"
     state = "right" if verdict["passed"] is True else "stopped" if verdict.get("stopped") else "wrong"
     points = question.points if state == "right" else 0.0

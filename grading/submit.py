@@ -18,9 +18,11 @@ def main() -> None:
     notebooks = sorted(HERE.glob("[0-9][0-9]-*.ipynb"))  # the course's, no Untitled.ipynb
     found = notebooks + [path for path in sorted(HERE.glob("artifacts/*/adapters/*/*")) if path.name in FILES]
     found += sorted(HERE.glob("artifacts/*/train/*/run.json"))
-    with zipfile.ZipFile(HERE / "submission.zip", "w", zipfile.ZIP_DEFLATED) as file:
+    part = HERE / "submission.zip.part"  # so that a good zip is replaced by a whole one only
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as file:
         for path in found:
             file.write(path, path.relative_to(HERE).as_posix())
+    part.replace(HERE / "submission.zip")
     print("submission.zip:", *(path.relative_to(HERE).as_posix() for path in found), sep="\n  ")
     problems = [*missing_notebooks(notebooks), *missing_results(), *broken_files(found)]
     for problem in problems:

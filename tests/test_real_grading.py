@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import symtable
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,16 +59,21 @@ def test_no_exercise_reads_what_only_the_run_of_a_lesson_makes():
     assert len(read) > 40
 
 
-def hand_in(folder: Path, solved: bool) -> None:
-    """The student edition as it is, or with our solutions, a word for each written answer, and an adapter of seed 0."""
+def hand_in(folder: Path, chosen: Callable[[int], bool]) -> None:
+    """The student edition with our solutions in the chosen of its answers, and with an adapter of seed 0.
+
+    A written answer is a word.
+    """
     folder.mkdir(parents=True)
+    count = 0
     for plan in Course.load(ROOT).plans:
-        notebook, answers = student_notebook(plan.notebook), plan.solved() if solved else {}
-        for cell in notebook["cells"]:
-            if cells.is_solution(cell) and cells.grade_id(cell) in answers:
+        notebook, answers = student_notebook(plan.notebook), plan.solved()
+        for cell in (cell for cell in notebook["cells"] if cells.grade_id(cell) in answers):
+            count += 1
+            if chosen(count):
                 cell["source"] = "Words." if cells.is_manual(cell) else answers[cells.grade_id(cell)]
         (folder / plan.name).write_bytes(cells.write_notebook(notebook))
-    if solved:
+    if chosen(1):
         shutil.copytree(ADAPTER, folder / "artifacts" / "mini" / "adapters" / "positive")
         (folder / "artifacts" / "mini" / "train" / "positive").mkdir(parents=True)
         shutil.copy(RUN, folder / "artifacts" / "mini" / "train" / "positive" / "run.json")
@@ -76,22 +82,30 @@ def hand_in(folder: Path, solved: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="grading forks")
 @pytest.mark.timeout(1200)
-def test_a_solved_copy_gets_every_point_and_an_empty_one_none(tmp_path):
-    hand_in(tmp_path / "in" / "Solved", solved=True)
-    hand_in(tmp_path / "in" / "Empty", solved=False)
+def test_a_solved_copy_gets_every_point_an_empty_one_none_and_half_of_one_its_half(tmp_path):
+    hand_in(tmp_path / "in" / "Solved", lambda number: True)
+    hand_in(tmp_path / "in" / "Empty", lambda number: False)
+    hand_in(tmp_path / "in" / "Half", lambda number: number % 2 == 0)
     environment = os.environ | {"LAB_PROFILE": "mini"}
     command = [sys.executable, str(ROOT / "scripts" / "grade.py"), str(tmp_path / "in"), "--output", str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     with (tmp_path / "questions.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    lost = {
-        (row["question"], row["message"]) for row in rows if row["student"] == "Solved" and row["points"] != row["of"]
-    }
+    of = {name: [row for row in rows if row["student"] == name] for name in ("Solved", "Empty", "Half")}
+    lost = {(row["question"], row["message"]) for row in of["Solved"] if row["points"] != row["of"]}
     written = [exercise for exercise in EXERCISES.values() if exercise.written]
     assert {name for name, _ in lost} == {f"ex-{one.number.replace('.', '-')}" for one in written}, lost  # still open
-    assert {row["state"] for row in rows if row["student"] == "Empty"} == {"empty", "missing"}
+    assert {row["state"] for row in of["Empty"]} == {"empty", "missing"}
+    answers = [name for plan in Course.load(ROOT).plans for name in plan.solution_cells()]
+    attempted = {name for number, name in enumerate(answers, 1) if number % 2 == 0}
+    for row in of["Half"]:
+        name = row["question"].removesuffix("-test")
+        if name in answers:
+            assert row["state"] == (
+                "empty" if name not in attempted else "right" if name != row["question"] else "open"
+            )
     with (tmp_path / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         grades = {row["student"]: (row["points"], row["of"], row["open"]) for row in csv.DictReader(file)}
     most, still = (sum(exercise.points for exercise in some) for some in (EXERCISES.values(), written))
-    assert grades == {"Solved": (f"{most - still}", f"{most}", f"{still}"), "Empty": ("0", f"{most}", "0")}
+    assert grades["Solved"] == (f"{most - still}", f"{most}", f"{still}") and grades["Empty"] == ("0", f"{most}", "0")
