@@ -34,7 +34,7 @@ NBVAL := $(RUN) -m pytest --nbval-current-env --nbval-cell-timeout=900 --timeout
 # They were made on a CPU; a machine with a GPU replays them there too, and make test-gpu is what runs on the GPU.
 MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
-REPLAYED := LAB_ARTIFACTS=$${LAB_ARTIFACTS:-$(CURDIR)/build/artifacts}
+REPLAYED := LAB_ARTIFACTS="$${LAB_ARTIFACTS:-$$PWD/build/artifacts}"
 
 .PHONY: course env env-extensions extensions lab test test-extensions test-unit test-slow test-notebooks test-order test-gpu \
 	train-distributed refresh lint format audit student grade bench
@@ -46,7 +46,7 @@ env: $(INSTALLED)
 
 # The copy of the requirements is written last, so an interrupted installation is taken up again.
 $(INSTALLED): requirements.txt constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 11) else "The course needs Python 3.11 or newer; $(PYTHON) is " + v + ". Try: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 11, 5) else "The course needs Python 3.11.5 or newer; $(PYTHON) is " + v + ". Try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt -c constraints.txt
 	cp requirements.txt $(INSTALLED)
@@ -87,7 +87,7 @@ test-gpu: env
 
 # Not accelerate launch --cpu, which starts a single process whatever number it is given.
 train-distributed: env
-	$(RUN) scripts/train.py --processes $(PROCESSES) $(TRAIN)
+	$(RUN) -m torch.distributed.run --standalone --nproc_per_node $(PROCESSES) scripts/train.py $(TRAIN)
 
 refresh: env
 	$(REPLAYED) $(MINI) $(RUN) scripts/refresh.py $(NOTEBOOKS)

@@ -24,13 +24,13 @@ import psutil
 import torch
 
 from bench.report import write_report
-from bench.rows import Row, Sizes, own_process, processor_units, sizes
+from bench.rows import PROCESSOR_TIME, Row, Sizes, own_process, processor_units, sizes
 from bench.training import profile_rows, training_rows
 from bench.use import generating_rows, memory_rows, mixed_rows, opening_rows, switching_rows
 from utils.config import ROOT
-from utils.generation import PROCESSOR_TIME
 from utils.gpu import pick_device
 from utils.runs import environment, read_json, write_json
+from utils.session import quiet
 
 KEPT = ROOT / "assets" / "runs" / "bench.json"
 BUILD = ROOT / "build"
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.one_thread:
         torch.set_num_threads(1)
         os.environ |= {"OMP_NUM_THREADS": "1", PROCESSOR_TIME: "1"}
+    quiet()
     by_model = sizes(options.quick)
     versions, hardware = environment()
     header = {

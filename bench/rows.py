@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -12,13 +15,15 @@ from functools import cache, partial
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from utils import generation
 from utils.adapters import load_base
 from utils.config import PROFILES, Profile
-from utils.generation import Spread, ratios
+from utils.generation import ratios
 from utils.gpu import pick_device
 from utils.session import quiet, reuse_freed_memory
 
 Row = dict[str, object]
+PROCESSOR_TIME = "BENCH_PROCESSOR_TIME"  # an environment variable, so that processes started from here read it too
 PROFILE_OF: dict[str, Profile] = {"mini": PROFILES["mini"], "tiny": PROFILES["mini"], "124M": PROFILES["gpt2"]}
 SHAPES = {"tiny": (2, 32, 2, 8192), "124M": (12, 768, 12, 50257)}  # layers, width, heads, vocabulary
 UNITS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "bf16", "sve_bf16")  # of x86, then of ARM
@@ -66,7 +71,7 @@ def row(
     ratio = ratios(values, yardstick)
     return {
         "name": name, "what": what, "against": against, "unit": unit, "better": better, "reach": reach,
-        "value": Spread.of(values).median, "yardstick": Spread.of(yardstick).median,
+        "value": statistics.median(values), "yardstick": statistics.median(yardstick),
         "ratio": ratio.median, "low": ratio.low, "high": ratio.high, "rounds": len(values), "settings": settings,
     }  # fmt: skip
 
@@ -102,6 +107,20 @@ def own_process(isolated: bool = True) -> Iterator[Callable[..., object]]:
         pool.submit(quiet).result()
         pool.submit(reuse_freed_memory).result()  # as a notebook does at its start
         yield lambda function, *arguments: pool.submit(partial(function, *arguments)).result()
+
+
+def now() -> float:
+    """Seconds by the clock; of this process's processor time where `PROCESSOR_TIME` is set to 1.
+
+    On a machine that others use as well the clock measures them too. Processor time, on one thread, does not: several
+    threads wait for each other, and their waiting counts as work.
+    """
+    return time.process_time() if os.environ.get(PROCESSOR_TIME) == "1" else time.perf_counter()
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Seconds of one call (`now`)."""
+    return generation.seconds(run, now)
 
 
 def processor_units() -> str:

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, Trainer, TrainerCallback, default_data_collator, get_linear_schedule_with_warmup
 from transformers.trainer_callback import PrinterCallback
 
-from bench.rows import PROFILE_OF, Row, Sizes, make_model, own_process, row, tokenizer
+from bench.rows import PROFILE_OF, Row, Sizes, make_model, now, own_process, row, seconds, tokenizer
 from utils.adapters import attach
 from utils.config import PROFILES
 from utils.data import load_reviews, select_reviews, to_blocks
-from utils.generation import interleave, now, seconds
+from utils.generation import interleave
 from utils.gpu import fast_bf16, pick_device
 from utils.sizes import inner_size
 from utils.training import training_arguments

@@ -16,12 +16,12 @@ import torch
 from peft import PeftModel
 from transformers import GPT2LMHeadModel
 
-from bench.rows import PROFILE_OF, Row, Sizes, make_model, own_process, row, tokenizer
+from bench.rows import PROCESSOR_TIME, PROFILE_OF, Row, Sizes, make_model, now, own_process, row, seconds, tokenizer
 from study.cost import training_cost
 from utils.adapters import METHODS, attach, ia3_parameters
 from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
-from utils.generation import PROCESSOR_TIME, evaluation_mode, generate, interleave, mixed_adapters, now, seconds
+from utils.generation import evaluation_mode, generate, interleave, mixed_adapters
 from utils.gpu import pick_device
 from utils.saving import AdapterLibrary, save_adapter
 

@@ -1,5 +1,4 @@
-"""How the labs' models are trained: where (IA)³ sits in BERT, T5 and BLOOM, what it counts, losses exact per label.
-"""
+"""How the labs' models are trained: where (IA)³ sits in BERT, T5 and BLOOM, what it counts, losses exact per label."""
 
 from __future__ import annotations
 
@@ -21,7 +20,6 @@ from utils.sizes import is_head
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BloomConfig, T5Config
-
 
 
 def recipe_config(recipe: Recipe, model: PreTrainedModel | None = None) -> IA3Config:

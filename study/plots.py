@@ -146,7 +146,8 @@ def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axe
         mean = [statistics.fmean(run[step] for run in runs) for step in steps]
         for run in runs if len(runs) > 1 else ():
             ax.plot(list(run), list(run.values()), color=colour, linewidth=0.8, alpha=0.3)
-        label = f"{METHODS.get(method, method)}: best {min(mean):+.4f}{_seeds(len(runs))}"
+        label = f"{METHODS.get(method, method)}: best {min(mean):+.4f}"
+        label += f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""
         ax.plot(steps, mean, color=colour, marker=marker, linestyle=line, label=label)
     low, high = ax.get_ylim()
     lowest = min((loss for runs in methods.values() for run in runs for loss in run.values()), default=0)
@@ -156,10 +157,6 @@ def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axe
     ax.set(xlabel="optimiser step", ylabel="held-out loss, minus the base's\n(nats/token)")
     ax.legend(fontsize=9)
     return ax
-
-
-def _seeds(count: int) -> str:
-    return f" (mean of {count} seeds)" if count > 1 else ""
 
 
 def cost_vs_quality(
@@ -175,10 +172,8 @@ def cost_vs_quality(
     paid = [row for row in rows if row[cost]]
     for row in rows:
         value, low, high = _interval(row[quality])
-        label, (colour, marker, _) = (
-            METHODS.get(row["method"], row["method"]),
-            STYLES.get(row["method"], STYLES["base"]),
-        )
+        label = METHODS.get(row["method"], row["method"])
+        colour, marker, _ = STYLES.get(row["method"], STYLES["base"])
         if not row[cost]:
             ax.axhline(value, color=GREY, linestyle="--", linewidth=1.5)
             ax.annotate(f"{label}: {value:.{metric.digits}f}", (0.01, value), (0, 4), color=GREY,
@@ -189,18 +184,14 @@ def cost_vs_quality(
     front = pareto_front([(row[cost], sign * _interval(row[quality])[0]) for row in paid])
     ax.plot([paid[i][cost] for i in front], [_interval(paid[i][quality])[0] for i in front], color=GREY, linewidth=1,
             zorder=0, label="Pareto front:\nnothing cheaper is better")  # fmt: skip
-    ax.set(
-        xscale="log", xlabel=f"← better: {_axis(cost)}, log scale", ylabel=f"{_axis(quality)}{_BETTER[metric.better]}"
-    )
+    arrow = {"higher": ", better: ↑", "lower": ", better: ↓", None: ""}[metric.better]
+    ax.set(xscale="log", xlabel=f"← better: {_axis(cost)}, log scale", ylabel=f"{_axis(quality)}{arrow}")
     ax.margins(x=0.1, y=0.15)
     if metric.unit == "share":
         low, high = ax.get_ylim()
         ax.set_ylim(max(low, 0), min(high, 1))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10)
     return ax
-
-
-_BETTER = {"higher": ", better: ↑", "lower": ", better: ↓", None: ""}
 
 
 def _axis(name: str) -> str:

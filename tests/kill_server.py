@@ -1,10 +1,9 @@
 """A process that imports everything once and forks a child for each run of a small program, to be killed at a moment.
 
-Reads one JSON object a line: {"program": name, "folder": path, "kill": null | {"event": n} | {"torn": n} |
-{"after": seconds}}; answers {"status": "done" | "killed" | "failed", "events": n, "seconds": s}. An event is a change
-of a file or folder that Python announces (open for writing, rename, remove, mkdir): a child killed at event n dies just
-before it. "torn": killed when half of the n-th safetensors file is on the disk. One thread, so that forking is safe.
-Not for: comparing results (tests/test_kills.py).
+Reads one JSON object a line: {"program": name, "folder": path, "kill": null | {"event": n} | {"torn": n}}; answers
+{"status": "done" | "killed" | "failed", "events": n, "torn": n}. An event is a change of a file or folder that Python
+announces (open for writing, rename, remove, mkdir): a child killed at event n dies just before it. "torn": killed when
+half of the n-th file that torch or safetensors write is on the disk. One thread, so that forking is safe.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import os
 import signal
 import sys
 import tempfile
-import time
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 
 import conftest  # noqa: E402
-import refresh  # noqa: E402
-import replay  # noqa: E402
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset, DatasetDict  # noqa: E402
@@ -118,22 +115,8 @@ def run_compare(folder: Path) -> None:
     records.make_all(bench, compare.comparison_jobs(bench, ["base", "ia3"], [0]))
 
 
-def run_replay(folder: Path) -> None:
-    """`make course` of the two notebooks in `folder`."""
-    names = [str(path) for path in sorted(folder.glob("*.ipynb"))]
-    if replay.main([*names, "--output", str(folder / "out")]):
-        raise SystemExit("the replay failed")
-
-
-def run_refresh(folder: Path) -> None:
-    """`make refresh` of the notebooks in `folder`."""
-    if refresh.main([str(path) for path in sorted(folder.glob("*.ipynb"))]):
-        raise SystemExit("refreshing failed")
-
-
 PROGRAMS = {
     "train": run_train, "full": run_full, "older": run_older, "save": run_save, "compare": run_compare,
-    "replay": run_replay, "refresh": run_refresh,
 }  # fmt: skip
 
 
@@ -162,18 +145,23 @@ def watch(folder: Path, at: int | None) -> dict:
     return seen
 
 
-def tear(at: int) -> None:
-    """Let the `at`-th safetensors file be cut in the middle, and the process end there by SIGKILL."""
-    whole, calls = safetensors.torch.serialize_file, []
+def tear(at: int | None) -> list[str]:
+    """List the files that torch and safetensors write; when half of the `at`-th is there, SIGKILL."""
+    written: list[str] = []
 
-    def half(tensors: dict, path: str, *arguments: object, **options: object) -> None:
-        whole(tensors, path, *arguments, **options)
-        calls.append(path)
-        if len(calls) == at:
-            os.truncate(path, os.path.getsize(path) // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+    def watched(write: Callable) -> Callable:
+        def wrote(what: object, path: str, *arguments: object, **options: object) -> None:
+            write(what, path, *arguments, **options)
+            if isinstance(path, (str, Path)):  # not torch.save into memory
+                written.append(str(path))
+                if len(written) == at:
+                    os.truncate(path, os.path.getsize(path) // 2)
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-    safetensors.torch.serialize_file = half
+        return wrote
+
+    safetensors.torch.serialize_file, torch.save = watched(safetensors.torch.serialize_file), watched(torch.save)
+    return written
 
 
 def child(request: dict, report: int) -> None:
@@ -183,11 +171,9 @@ def child(request: dict, report: int) -> None:
     os.dup2(log, 1), os.dup2(log, 2)
     code = 1
     try:
-        if "torn" in kill:
-            tear(kill["torn"])
-        seen = watch(folder, kill.get("event"))
+        torn, seen = tear(kill.get("torn")), watch(folder, kill.get("event"))
         PROGRAMS[request["program"]](folder)
-        os.write(report, str(seen["events"]).encode())
+        os.write(report, json.dumps({"events": seen["events"], "torn": len(torn)}).encode())
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -199,19 +185,14 @@ def child(request: dict, report: int) -> None:
 def serve(request: dict) -> dict:
     """Fork, perhaps kill, wait."""
     reader, writer = os.pipe()
-    started = time.monotonic()
     if (pid := os.fork()) == 0:
         os.close(reader)
         child(request, writer)
     os.close(writer)
-    if "after" in (request["kill"] or {}):
-        time.sleep(request["kill"]["after"])
-        os.kill(pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with os.fdopen(reader) as file:
-        events = int(file.read() or 0)
-    status = {0: "done", -signal.SIGKILL: "killed"}.get(code, "failed")
-    return {"status": status, "events": events, "seconds": time.monotonic() - started}
+        told = json.loads(file.read() or "{}")
+    return {"status": {0: "done", -signal.SIGKILL: "killed"}.get(code, "failed"), **told}
 
 
 def warm_up() -> None:

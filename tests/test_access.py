@@ -272,5 +272,5 @@ def background(ax: Axes, text: plt.Text) -> object:
 
 
 def test_the_picture_of_the_pages_has_its_alt_text() -> None:
-    (text,) = [alt for name in PAGES for _, alt in access_rules.alt_texts(read(name))]
+    (text,) = {alt for name in PAGES for _, alt in access_rules.alt_texts(read(name))}
     assert len(text.split()) > 30 and Path(ROOT / "docs/images/dial.png").is_file()

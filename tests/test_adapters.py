@@ -8,10 +8,10 @@ from conftest import make_tiny_model
 from peft import IA3Config, get_peft_model
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from study.audit import counts
 from utils import adapters
-from utils import evaluation as steering
 from utils.adapters import METHODS, AdapterError, attach
+from utils.evaluation import contrast, dial
+from utils.sizes import count_parameters, predict_gpt2_groups, predict_ia3_count
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
 
@@ -46,12 +46,12 @@ def meta_gpt2() -> GPT2LMHeadModel:
 
 def test_gpt2_counts_on_the_meta_device():
     model = meta_gpt2()
-    plain = counts.count_parameters(model)
-    assert plain.total == 124_439_808 == sum(counts.predict_gpt2_groups(model.config).values())
-    assert plain.groups == counts.predict_gpt2_groups(model.config)
-    counted = counts.count_parameters(attach(model, "ia3"))
+    plain = count_parameters(model)
+    assert plain.total == 124_439_808 == sum(predict_gpt2_groups(model.config).values())
+    assert plain.groups == predict_gpt2_groups(model.config)
+    counted = count_parameters(attach(model, "ia3"))
     assert (counted.trainable, counted.total) == (64_512, 124_504_320)
-    assert counted.trainable == counts.predict_ia3_count(GPT2Config()) == counted.groups["adapter"]
+    assert counted.trainable == predict_ia3_count(GPT2Config()) == counted.groups["adapter"]
     assert counted.percent == pytest.approx(0.0518, abs=5e-5)
 
 
@@ -69,7 +69,7 @@ def test_counts_of_the_classic_mistakes(targets, feedforward, count):
     config = IA3Config(
         task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward, fan_in_fan_out=True
     )
-    assert counts.count_parameters(get_peft_model(meta_gpt2(), config)).trainable == count
+    assert count_parameters(get_peft_model(meta_gpt2(), config)).trainable == count
 
 
 # --- configuration ----------------------------------------------------------------------------------------------
@@ -163,13 +163,13 @@ def test_vectors_that_would_act_on_merged_weights_are_not_set(trained):
 def test_dial_and_contrast(trained):
     vectors = adapters.scaling_vectors(trained)
     other = {key: l.flip(0) for key, l in vectors.items()}
-    assert all((l == 1).all() for l in steering.dial(vectors, 0).values())
-    assert all(torch.allclose(steering.dial(vectors, 1)[key], vectors[key]) for key in vectors)
-    assert all((l == 1).all() for l in steering.contrast(vectors, vectors, 2.5).values())
+    assert all((l == 1).all() for l in dial(vectors, 0).values())
+    assert all(torch.allclose(dial(vectors, 1)[key], vectors[key]) for key in vectors)
+    assert all((l == 1).all() for l in contrast(vectors, vectors, 2.5).values())
     for key in vectors:
-        assert torch.allclose(steering.contrast(vectors, other, -2)[key], 1 - 2 * (vectors[key] - other[key]))
+        assert torch.allclose(contrast(vectors, other, -2)[key], 1 - 2 * (vectors[key] - other[key]))
     base = logits(make_tiny_model())
-    adapters.set_scaling_vectors(trained, steering.dial(vectors, 0))
+    adapters.set_scaling_vectors(trained, dial(vectors, 0))
     assert torch.equal(logits(trained), base)
 
 

@@ -6,52 +6,50 @@ import json
 import os
 from dataclasses import replace
 
-import bench.growth as bench_growth
 import pytest
 import torch
+from conftest import make_tiny_model
 from PIL import Image
-from readme_numbers import bench_part
-from transformers import GPT2LMHeadModel
+from readme import bench_part
+from torch.utils.flop_counter import FlopCounterMode
 
 import bench.__main__ as bench_main
+import bench.rows as bench_rows
 import bench.training as bench_training
 import bench.use as bench_use
 from bench.report import reached
-from bench.rows import QUICK, SHAPES, Sizes, make_model, own_process, row, shape_config, sizes, unmeasured
-from bench.training import profile_rows, training_rows
+from bench.rows import make_model, own_process, processor_units, row, sizes
+from bench.training import best_size, product_rate, profile_rows, training_flops, training_rows
 from bench.use import (
-    AGAINST,
-    course_imports,
     endless,
     first_cells,
     generating_rows,
-    latency_rows,
+    library_texts,
     memory_rows,
     mixed_rows,
     opening_rows,
     process_seconds,
-    prompts,
     switching_rows,
 )
-from exercises.inference import one_by_one
+from utils.adapters import attach
 from utils.config import PROFILES, ROOT
+from utils.data import PROMPTS
 from utils.runs import read_json, write_json
 
-TRIAL = Sizes(**QUICK)
+TRIAL = sizes(quick=True)["tiny"]
 
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch, tmp_path):
-    """No GPU, small batches, and a folder of one's own for what the course caches."""
+    """No GPU, small batches, a few reviews at hand, and folders of one's own for what is written."""
     monkeypatch.setenv("LAB_DEVICE", "cpu")
-    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path / "artifacts"))
-    small = replace(PROFILES["mini"], batch_size=2, block_length=16)
-    monkeypatch.setattr(bench_growth, "PROFILES", {"mini": small})
-    monkeypatch.setitem(bench_training.PROFILE_OF, "tiny", small)
+    monkeypatch.setitem(bench_rows.PROFILE_OF, "tiny", replace(PROFILES["mini"], batch_size=2, block_length=16))
+    monkeypatch.setattr(bench_training, "positive_reviews", lambda _: ["A film.", "A much longer film, but good."] * 9)
     monkeypatch.setattr(bench_main, "KEPT", tmp_path / "assets" / "runs" / "bench.json")
+    monkeypatch.setattr(bench_main, "BUILD", tmp_path / "build")
 
 
-PARTS = (training_rows, generating_rows, latency_rows, switching_rows, mixed_rows, memory_rows, profile_rows)
+PARTS = (training_rows, generating_rows, switching_rows, mixed_rows, memory_rows, profile_rows)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
@@ -61,61 +59,66 @@ def test_every_part_gives_ratios_with_their_spread(part):
     for line in lines:
         assert line["low"] <= line["ratio"] <= line["high"] and line["value"] >= 0 and line["yardstick"] > 0
         assert line["what"] and line["against"] and line["unit"] and line["better"] in ("higher", "lower")
+        assert line["reach"] or line["name"].startswith("memory")
     json.dumps(lines, allow_nan=False)
 
 
 def test_the_documents_loop_pads_and_counts_no_padding(monkeypatch):
-    monkeypatch.setattr(
-        bench_training, "positive_reviews", lambda _: ["A film.", "A much longer film, and a better one."]
-    )
     bench_training.document_parts.cache_clear()
-    *_, stream = bench_training.document_parts("tiny", 32, 2)
+    *_, stream = bench_training.document_parts("tiny", 32, 18)
     batch = next(stream)
-    assert batch["input_ids"].shape == (2, 32)
+    assert batch["input_ids"].shape == (8, 32)
     assert torch.equal(batch["labels"] != -100, batch["attention_mask"].bool())
+    monkeypatch.setattr(bench_training, "islice", lambda *_: [batch] * 3)
     monkeypatch.setattr(bench_training, "seconds", lambda run: run() or 2.0)
-    assert bench_training.document_rate("tiny", 32, 3, 2) == 3 * int(batch["attention_mask"].sum()) / 2.0
+    assert bench_training.document_rate("tiny", 32, 3, 18) == 3 * int(batch["attention_mask"].sum()) / 2.0
     bench_training.document_parts.cache_clear()
 
 
-def test_both_ways_of_writing_write_all_that_was_asked_for():
+def test_the_flops_of_a_step_are_those_that_are_done():
+    model = make_tiny_model(layers=3)
+    model.set_attn_implementation("eager")  # its products are counted one by one
+    rows, length, width = 2, 16, model.config.n_embd
+    model = attach(model, "ia3").train()
+    ids = torch.randint(0, 300, (rows, length))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    predicted = rows * length * training_flops(model.config, length)
+    spared = 2 * 3 * width**2 * rows * length  # no gradient of the first layer's input
+    assert counter.get_total_flops() == predicted - spared and spared < 0.04 * predicted
+
+
+def test_the_machines_best_product_is_one_of_those_tried():
+    assert product_rate(8, torch.bfloat16, repeats=1) > 0
+    assert best_size(torch.float32, (4, 8)) in (4, 8)
+
+
+def test_the_library_writes_as_many_texts_and_tokens_as_we_do(monkeypatch):
     model = endless(make_model("tiny"))
-    written = one_by_one(model, prompts(2), 5)
-    assert len(written) == 2
-    with torch.no_grad():
-        ids = model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=7, do_sample=True, pad_token_id=0)
-    assert ids.shape == (1, 8)
+    written = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **options: written.append(generate(**options)) or written[-1])
+    assert len(library_texts(model, samples=2, new_tokens=7)) == 2 * len(PROMPTS) == len(written[0])
+    longest = max(map(len, bench_use.tokenizer()(list(PROMPTS))["input_ids"]))
+    assert written[0].shape[1] == longest + 7
 
 
 def test_a_notebooks_first_result_is_its_first_cell_with_output():
     code = first_cells(ROOT / "02-Train.ipynb")
     assert "setup_notebook()" in code and "ia3_config" not in code
-    assert {"utils.training", "utils.adapters"} <= set(course_imports().removeprefix("import ").split(", "))
 
 
 def test_opening_is_timed_in_fresh_processes(monkeypatch):
-    monkeypatch.setattr(bench_use, "YARDSTICKS", {"bare": "import math", "libraries": "import json"})
-    monkeypatch.setattr(bench_use, "opening_programs", lambda: {"something": ("import math, json", "bare")})
-    (line,) = opening_rows(TRIAL)
-    assert line["name"] == "opening-something" and line["better"] == "lower" and line["ratio"] > 0
-    assert set(dict(bench_use.opening_programs()).popitem()[1][1:]) <= set(AGAINST)
+    monkeypatch.setattr(bench_use, "LIBRARIES", "import json")
+    monkeypatch.setattr(bench_use, "first_cells", lambda path: f"import math  # {path.name}")
+    lines = opening_rows(TRIAL)
+    assert [line["name"] for line in lines] == [f"opening-0{number}" for number in (1, 2, 3, 4)]
+    assert all(line["better"] == "lower" and line["ratio"] > 0 for line in lines)
     with pytest.raises(RuntimeError, match="NameError"):
         process_seconds("nothing_of_this_name")
 
 
-def test_a_busy_machine_is_measured_by_processor_time(stand_ins, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_main.os, "environ", dict(os.environ))
-    before = torch.get_num_threads()
-    try:
-        run(tmp_path, "--one-thread")
-        assert torch.get_num_threads() == 1 and bench_main.os.environ["OMP_NUM_THREADS"] == "1"
-    finally:
-        torch.set_num_threads(before)
-    record = read_json(tmp_path / "bench.json")
-    assert record["hardware"]["threads"] == 1 and "one thread" in (tmp_path / "bench.txt").read_text(encoding="utf-8")
-
-
-@pytest.mark.slow  # a fresh process imports the libraries
 def test_a_process_of_ones_own_keeps_what_it_has_made():
     with own_process() as call:
         first, second = call(os.getpid), call(os.getpid)
@@ -124,24 +127,15 @@ def test_a_process_of_ones_own_keeps_what_it_has_made():
     assert first == second != here == os.getpid()
 
 
-def test_sizes_of_the_shapes_are_those_of_their_names():
-    with torch.device("meta"):
-        named = {n: GPT2LMHeadModel(shape_config(n)).num_parameters() for n in SHAPES if n.endswith("M")}
-    assert named["124M"] == 124_439_808
-    assert all(abs(count / 1e6 / int(name[:-1]) - 1) < 0.11 for name, count in named.items())
-    assert sizes(quick=True) == TRIAL and sizes(quick=False).isolated
-
-
 def test_an_aim_is_reached_or_missed_in_its_own_direction():
     higher = row("a", "what", "against", [3.0], [1.0], unit="s", reach=2.5)
     lower = row("b", "what", "against", [3.0], [1.0], unit="s", reach=2.5, better="lower")
     assert reached(higher) is True and reached(lower) is False
     assert reached(row("c", "what", "against", [3.0], [1.0], unit="s")) is None
-    assert reached(unmeasured("d", "what", "against", "no CUDA here")) is None
 
 
 class Parts:
-    """Stand-ins for the parts, which count how often they are measured and fail while they are told to."""
+    """Stand-ins for the parts, which count how often they are measured; the second one fails while it is told to."""
 
     def __init__(self) -> None:
         self.ran, self.broken = [], False
@@ -151,8 +145,6 @@ class Parts:
             self.ran.append(name)
             if self.broken and name == "second":
                 raise ValueError("no such kernel")
-            if name == "cuda-third":
-                return [unmeasured(name, "something", "something else", "no CUDA here")]
             return [row(name, f"the {name} thing", "another", [3.0, 4.0], [2.0, 2.0], unit="s", reach=1.5)]
 
         return part
@@ -160,78 +152,71 @@ class Parts:
 
 @pytest.fixture
 def stand_ins(monkeypatch) -> Parts:
-    """Three parts in the place of the real ones."""
+    """Two parts in the place of the real ones."""
     made = Parts()
-    monkeypatch.setattr(bench_main, "parts", lambda _: {n: made.make(n) for n in ("first", "second", "cuda-third")})
-    monkeypatch.setattr(bench_main, "growth", lambda _: {}, raising=False)
+    monkeypatch.setattr(bench_main, "parts", lambda _: {name: made.make(name) for name in ("first", "second")})
     return made
 
 
-def run(folder, *options: str) -> int:
-    return bench_main.main(["--quick", "--folder", str(folder), *options])
-
-
-def test_an_interrupted_run_goes_on_and_what_failed_is_tried_again(stand_ins, tmp_path, capsys):
+def test_an_interrupted_run_goes_on_where_it_was(stand_ins, tmp_path, capsys):
     stand_ins.broken = True
-    assert run(tmp_path) == 0
-    captured = capsys.readouterr()
-    assert "second: failed: ValueError: no such kernel" in captured.err and "the first thing" in captured.out
-    assert "not measured: cuda-third" in captured.out
+    with pytest.raises(ValueError, match="no such kernel"):
+        bench_main.main(["--quick"])
     stand_ins.broken, stand_ins.ran = False, []
-    run(tmp_path)
-    assert stand_ins.ran == ["second"]
-    assert read_json(tmp_path / "bench.json")["rows"]["second"][0]["ratio"] == 1.75
-    run(tmp_path, "--only", "fir")
+    bench_main.main(["--quick"])
+    assert stand_ins.ran == ["second"] and "the first thing" in capsys.readouterr().out
+    record = read_json(tmp_path / "build" / "bench-quick" / "bench.json")
+    assert record["rows"]["second"][0]["ratio"] == 1.75 and record["hardware"]["units"] == processor_units()
+    bench_main.main(["--quick", "--only", "fir"])
     assert stand_ins.ran == ["second", "first"]
 
 
-def test_a_record_of_another_machine_is_not_mixed_in(stand_ins, tmp_path, capsys):
-    run(tmp_path)
-    record = read_json(tmp_path / "bench.json")
-    write_json(tmp_path / "bench.json", record | {"hardware": record["hardware"] | {"cores": 1000}})
-    stand_ins.ran = []
-    run(tmp_path)
-    assert len(stand_ins.ran) == 3 and "begun anew" in capsys.readouterr().out
+def test_a_record_of_another_machine_is_not_mixed_in(stand_ins, tmp_path):
+    bench_main.main(["--quick"])
+    path = tmp_path / "build" / "bench-quick" / "bench.json"
+    write_json(path, read_json(path) | {"hardware": {"cores": 1000}})
+    bench_main.main(["--quick"])
+    assert stand_ins.ran == ["first", "second"] * 2
 
 
-def test_figures_carry_their_alt_text(stand_ins, tmp_path):
-    run(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.png")} == {"bench.png"}
-    alts = dict(line.split(": ", 1) for line in (tmp_path / "alt.txt").read_text(encoding="utf-8").splitlines())
-    for path in tmp_path.glob("*.png"):
-        assert Image.open(path).info["Description"] == alts[path.name]
-    assert "2 of 2 aims reached" in alts["bench.png"]
+def test_a_busy_machine_is_measured_by_processor_time(stand_ins, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_main.os, "environ", dict(os.environ))
+    before = torch.get_num_threads()
+    try:
+        bench_main.main(["--quick", "--one-thread"])
+        assert torch.get_num_threads() == 1 and bench_main.os.environ["OMP_NUM_THREADS"] == "1"
+    finally:
+        torch.set_num_threads(before)
+    folder = tmp_path / "build" / "bench-quick"
+    assert read_json(folder / "bench.json")["hardware"]["threads"] == 1
+    assert "one thread" in (folder / "bench.txt").read_text(encoding="utf-8")
 
 
-def test_only_a_whole_run_is_kept(stand_ins, tmp_path, monkeypatch):
+def test_the_figure_carries_its_alt_text(stand_ins, tmp_path):
+    bench_main.main(["--quick"])
+    alt = Image.open(tmp_path / "build" / "bench-quick" / "bench.png").info["Description"]
+    assert "2 of 2 aims reached" in alt
+
+
+def test_only_a_whole_run_is_kept_and_the_pages_quote_it(stand_ins, tmp_path):
     with pytest.raises(SystemExit, match="tiny sizes"):
-        run(tmp_path, "--keep")
-    monkeypatch.setattr(bench_main, "sizes", lambda _: TRIAL)
-    whole = ["--folder", str(tmp_path / "whole"), "--keep"]
-    stand_ins.broken = True
-    with pytest.raises(SystemExit, match="failed: second"):
-        bench_main.main(whole)
-    stand_ins.broken = False
-    write_json(bench_main.KEPT, {"cuda": {"rows": {}}})
-    assert bench_main.main(whole) == 0
+        bench_main.main(["--quick", "--keep"])
+    with pytest.raises(SystemExit, match="not kept: second not measured"):
+        bench_main.main(["--only", "first", "--keep"])
+    assert "not measured" in bench_part(tmp_path / "assets")
+    bench_main.main(["--keep"])
     kept = read_json(bench_main.KEPT)
-    assert kept["cuda"] == {"rows": {}} and kept["cpu"]["rows"]["first"][0]["ratio"] == 1.75
-
-
-def test_readme_quotes_what_was_kept(stand_ins, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_main, "sizes", lambda _: TRIAL)
-    bench_main.main(["--folder", str(tmp_path / "whole"), "--keep"])
-    monkeypatch.setattr(bench_main, "parts", lambda _: {"later": None, "first": None})
-    bench_main.keep(read_json(tmp_path / "whole" / "bench.json"), TRIAL)
     text = bench_part(tmp_path / "assets")
-    assert "| later |  | not measured: not run yet |" in text
     assert "| the first thing | another | 1.75 (1.5 to 2) | 1.5 or more: reached |" in text
-    assert "something" not in text and "**CUDA**: not measured." in text
-    assert bench_part(tmp_path).count("not measured") == 2
+    assert processor_units() in text and "What needs a GPU was not measured" in text
+    write_json(bench_main.KEPT, {"cuda": kept["cpu"]})
+    bench_main.main(["--keep"])
+    assert set(read_json(bench_main.KEPT)) == {"cuda", "cpu"}
+    assert "What needs a GPU" not in bench_part(tmp_path / "assets")
 
 
-def test_the_real_parts_have_names_of_their_own():
-    names = list(bench_main.parts(TRIAL))
-    assert len(set(names)) == len(names) and {"opening", "training-tiny", "cuda-profile"} <= set(names)
-    (line,) = bench_main.parts(TRIAL)["cuda-profile"]()
-    assert line["reason"] == "not measured: no CUDA here"
+def test_the_parts_are_the_same_for_every_model():
+    names = list(bench_main.parts(sizes(quick=False)))
+    mini, large = ([name for name in names if name.endswith(model)] for model in ("mini", "124M"))
+    assert [name.removesuffix("-124M") for name in large] == [name.removesuffix("-mini") for name in mini]
+    assert names[0] == "opening" and len(set(names)) == len(names) == 11

@@ -18,7 +18,6 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from datasets import Dataset
-from utils.checkpoints import CheckpointError
 
 from utils import data, training
 from utils.adapters import attach, scaling_vectors, set_scaling_vectors
@@ -26,7 +25,6 @@ from utils.config import PROFILES, ROOT
 from utils.data import to_blocks
 from utils.runs import BusyError, RunRecord, WriteError, locked, replace_folder, standing, write_atomic
 from utils.saving import find_adapter, load_adapter, save_adapter
-from utils.training import LOCK
 
 PROFILE = replace(
     PROFILES["mini"], block_length=16, batch_size=8, steps=6, eval_every=2, eval_blocks=8,
@@ -89,19 +87,18 @@ def test_a_second_training_in_the_same_folder_is_refused_and_the_first_goes_on(b
 
 def test_the_lock_goes_with_its_process(tmp_path):
     """As with a kernel that was killed: nobody has to delete a file."""
-    code = (
-        f"from pathlib import Path\nfrom utils.runs import locked\nwith locked(Path({str(tmp_path / LOCK)!r}), 'x'):\n"
-    )
+    lock = tmp_path / training.LOCK
+    code = f"from pathlib import Path\nfrom utils.runs import locked\nwith locked(Path({str(lock)!r}), 'x'):\n"
     child = subprocess.Popen(
         [os.sys.executable, "-c", code + "    print('held', flush=True)\n    input()"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert child.stdout.readline() == b"held\n"
-    with pytest.raises(BusyError), locked(tmp_path / LOCK, "training", wait=0):
+    with pytest.raises(BusyError), locked(lock, "training", wait=0):
         pass
     child.kill()
     child.wait()
-    with locked(tmp_path / LOCK, "training", wait=0):
+    with locked(lock, "training", wait=0):
         pass
 
 
@@ -256,66 +253,6 @@ def test_folders_with_odd_names(name, tokenizer, blocks, tmp_path, monkeypatch):
     place = folder / PROFILE.name / "adapters" / "positive"
     save_adapter(adapter_of(0.5), tokenizer, place, config_id=PROFILE.config_id())
     assert value_of(find_adapter(PROFILE, "positive", make_tiny_model())[0]) == 0.5
-
-
-class Killed(Exception):
-    pass
-
-
-def interrupted(blocks, folder: Path, monkeypatch, method: str, at: int, before=lambda step: None, **options) -> None:
-    """Train until step `at`, and die there; `before(step)` is called after every step."""
-    original = training.Progress.on_step_end
-
-    def killer(self, args, state, control, **arguments):
-        before(state.global_step)
-        if state.global_step == at:
-            raise Killed
-        original(self, args, state, control, **arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training.Progress, "on_step_end", killer)
-        run(blocks, folder, method, **options)
-
-
-def test_a_clock_that_was_set_back_does_not_make_the_newest_checkpoint_the_oldest(blocks, tmp_path, monkeypatch):
-    """Held out is noise, so the first checkpoint stays the best one, and only its age could protect the newest."""
-    noise = torch.randint(300, (8, 16), generator=torch.Generator().manual_seed(0)).tolist()
-    labels = [[-100, *block[1:]] for block in noise]
-    options = {"eval_blocks": Dataset.from_dict({"input_ids": noise, "labels": labels}).with_format("torch")}
-    _, whole = run(blocks, tmp_path / "whole", "full", **options)
-    assert whole.metrics["best_step"] == 2
-
-    def clock(step: int) -> None:
-        if step == 3:  # the first checkpoint was written before the clock was put right
-            os.utime(tmp_path / "run" / "checkpoints" / "checkpoint-2", (4e9, 4e9))
-
-    interrupted(blocks, tmp_path / "run", monkeypatch, "full", 5, clock, **options)
-    _, resumed = run(blocks, tmp_path / "run", "full", **options)
-    assert resumed.time["steps_timed"] == 2 and same(resumed, whole)
-
-
-def test_a_run_whose_folder_was_moved_goes_on(blocks, tmp_path, monkeypatch):
-    _, whole = run(blocks, tmp_path / "whole")
-    interrupted(blocks, tmp_path / "here", monkeypatch, "ia3", 5)
-    (tmp_path / "here").rename(tmp_path / "there")
-    _, resumed = run(blocks, tmp_path / "there")
-    assert resumed.time["steps_timed"] == 2 and same(resumed, whole)
-
-
-def test_a_damaged_checkpoint_is_left_out_and_the_result_is_the_same(blocks, tmp_path, monkeypatch):
-    _, whole = run(blocks, tmp_path / "whole")
-    interrupted(blocks, tmp_path / "run", monkeypatch, "ia3", 5)
-    for weights in (tmp_path / "run" / "checkpoints").glob("*/optimizer.safetensors"):
-        weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    _, resumed = run(blocks, tmp_path / "run")
-    assert resumed.time["steps_timed"] == 6 and same(resumed, whole)
-
-
-def test_states_that_do_not_fit_are_one_clear_error(tmp_path):
-    from utils.checkpoints import load_weights
-
-    with pytest.raises(CheckpointError, match="cannot be continued from .* delete this folder and train again"):
-        load_weights(make_tiny_model(), tmp_path)
 
 
 def test_durations_come_from_a_clock_that_cannot_be_set():

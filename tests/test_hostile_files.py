@@ -19,9 +19,7 @@ import torch
 from conftest import make_tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from utils.checkpoints import CheckpointError, load_optimizer, load_rng, save_optimizer, save_rng, seal
 
-from grading.submit import is_whole
 from utils.adapters import AdapterError, attach
 from utils.config import PROFILES, ConfigError, override
 from utils.judges import EvaluationError, Judge
@@ -162,59 +160,6 @@ def test_an_adapters_tensors(copied, draw):
     else:
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
-
-# --- checkpoints ---
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
-    folder = tmp_path_factory.mktemp("run") / "checkpoint-1"
-    folder.mkdir()
-    save_optimizer(folder / "optimizer.safetensors", *optimiser())
-    save_rng(folder / "rng_state.safetensors")
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 1, "log_history": [{"loss": 1.0}]}))
-    seal(folder)
-    return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def optimiser() -> tuple:
-    parameter = torch.nn.Parameter(torch.ones(3))
-    made = torch.optim.AdamW([parameter], lr=0.1)
-    parameter.grad = torch.ones(3)
-    made.step()
-    return made, torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)
-
-
-@tries(400)
-@given(st.data())
-def test_a_checkpoint_that_is_not_as_it_was_sealed_is_not_used(checkpoint, draw):
-    folder, files = checkpoint
-    name = draw.draw(st.sampled_from(sorted(files)))
-    content = draw.draw(broken(files[name]))
-    restored(checkpoint, name, content)
-    same = content == files[name] or (name == "seal.json" and content.strip() == files[name].strip())
-    assert is_whole(folder) is True if same else is_whole(folder) in (False, name == "seal.json")
-
-
-@tries(250)
-@given(st.data())
-def test_states_that_somebody_made_up(checkpoint, draw):
-    """A seal can be made by anybody: what it covers is still read without harm."""
-    folder, files = checkpoint
-    name = draw.draw(st.sampled_from(["optimizer.safetensors", "rng_state.safetensors"]))
-    restored(checkpoint, name, draw.draw(tensor_files(files[name])))
-    before = torch.get_rng_state()
-    try:
-        if name == "optimizer.safetensors":
-            load_optimizer(folder / name, *optimiser())
-        else:
-            load_rng(folder / name)
-    except CheckpointError as error:
-        assert "delete this folder" in str(error)
-    torch.set_rng_state(before)
-
-
-# --- settings ---
 
 OVERRIDES = ("steps", "=", "4", ",", "seed", "-1", "1e400", "nan", "0x10", "9" * 5000, "top_p", "__class__", " ")
 

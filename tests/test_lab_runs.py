@@ -65,7 +65,7 @@ def lab(request, tmp_path, monkeypatch):
     return name
 
 
-def test_every_run_is_a_record_with_scores_and_is_made_once(lab, script, capsys):
+def test_every_run_is_a_record_with_scores_and_is_made_once(lab, script, monkeypatch, capsys):
     recipe = script.setup_lab(lab)
     methods = methods_of(recipe, ["ia3", "head", "base"])
     options = ["--lab", lab, "--methods", "ia3", "head", "base", "--seeds", "0", "1", "--only", "runs"]
@@ -80,7 +80,7 @@ def test_every_run_is_a_record_with_scores_and_is_made_once(lab, script, capsys)
         assert 0 <= record.value(score).low <= record.value(score).value <= record.value(score).high <= 1
     assert ("majority" in record.metrics) == (not lab.startswith("bloom"))
     assert f"0 of {2 * len(methods)} records" in capsys.readouterr().out
-    script.measure_lab = lambda *_, **__: pytest.fail("made again")
+    monkeypatch.setattr(script, "measure_lab", lambda *_, **__: pytest.fail("made again"))
     script.main(options)
     assert f"{2 * len(methods)} of {2 * len(methods)} records there already\n" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:

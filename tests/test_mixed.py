@@ -116,6 +116,10 @@ def test_generate_writes_for_each_row_what_its_adapter_writes_alone(kind, beams)
 def test_the_courses_generate_gives_each_row_its_own_adapter(tokenizer):
     """Names for prompts, whose samples share them, or for every row; to a prompt that several rows go on from, too."""
     model, options = two_adapters("gpt2"), {"new_tokens": 8, "do_sample": False}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "ia3_" in name:
+                parameter.mul_(3)  # so that the adapters' texts differ
     prompts = ["I saw", "A dull film", "I saw", "The acting is"]
     alone = {}
     for name in ("up", "down"):

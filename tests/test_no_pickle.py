@@ -26,8 +26,7 @@ from labs import made_tokenizer
 from extensions.models import build_model, load_model
 from extensions.recipes import RECIPES
 from utils import training
-from utils.adapters import AdapterError, attach, load_base, trainable_state
-from utils.checkpoints import SafeTrainer
+from utils.adapters import AdapterError, attach, load_base
 from utils.config import PROFILES, ROOT, HubError
 from utils.data import to_blocks
 from utils.saving import load_adapter, save_adapter
@@ -147,47 +146,33 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["ia3", "full"])
-def test_in_a_checkpoint_that_is_resumed(tmp_path, tokenizer, reviews, watched, monkeypatch, method):
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
+def test_a_checkpoint_with_a_malicious_pickle_is_refused(tmp_path, tokenizer, reviews, monkeypatch, name):
+    """The Trainer keeps its states with `torch.save`, and reads them with `weights_only=True`."""
     blocks = to_blocks(Dataset.from_list(reviews), tokenizer, 16)
 
-    def run(folder: Path) -> tuple:
-        model = attach(make_tiny_model(), method)
-        evaluation = blocks.select(range(8))
-        return model, training.train(model, blocks, PROFILE, method=method, eval_blocks=evaluation, folder=folder)
-
-    model, whole = run(tmp_path / "whole")
-    original = training.Progress.on_step_end
+    def run():
+        model = attach(make_tiny_model(), "ia3")
+        training.train(model, blocks, PROFILE, method="ia3", eval_blocks=blocks.select(range(8)), folder=tmp_path)
 
     def killer(self, args, state, control, **options):
-        if state.global_step == 5:
+        if state.global_step == 3:
             raise Killed
-        original(self, args, state, control, **options)
 
-    monkeypatch.setattr(training.Progress, "on_step_end", killer)
-    with pytest.raises(Killed):
-        run(tmp_path / "cut")
-    monkeypatch.setattr(training.Progress, "on_step_end", original)
-    suffixes = {path.suffix for path in (tmp_path / "cut").rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".safetensors", ".md", ".lock"}  # what the Trainer would have pickled is not there
-    checkpoints = [path for path in (tmp_path / "cut" / "checkpoints").iterdir() if path.is_dir()]
-    for folder in [tmp_path / "cut", *checkpoints]:
-        plant(folder, tmp_path / "marker")
-    again, resumed = run(tmp_path / "cut")
-    assert resumed.time["steps_timed"] == 2 and resumed.history == whole.history  # continued, with every state back
-    left, right = trainable_state(model), trainable_state(again)
-    assert all(torch.equal(left[name], right[name]) for name in left)
-    assert watched == [] and not (tmp_path / "marker").exists()
-
-
-def test_the_trainer_has_no_other_way_to_a_pickle():
-    """Every method of the Trainer that names `torch.load` or `torch.save` is one that ours replaces, or is not used."""
-    source = Path(sys.modules["transformers.trainer"].__file__).read_text(encoding="utf-8")
-    methods = re.split(r"\n    def ", source)[1:]
-    found = {m.partition("(")[0] for m in methods if re.search(r"torch\.(load|save)\(|load_sharded", m)}
-    replaced = {name for name in found if name in vars(SafeTrainer)}
-    assert {"_load_from_checkpoint", "_load_best_model", "_load_rng_state", "_save_rng_state"} <= replaced
-    assert found - replaced <= {"_push_from_checkpoint", "_tune_save_checkpoint"}, found - replaced
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.Progress, "on_step_end", killer)
+        run()
+    archive = tmp_path / "checkpoints" / "checkpoint-2" / name
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps(Evil(tmp_path / "marker")))
+        file.writestr("archive/version", "3")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        run()
+    assert not (tmp_path / "marker").exists()
+    with pytest.raises(pickle.UnpicklingError):  # the file is one that torch would read, and the payload works
+        torch.load(archive, weights_only=True)
+    torch.load(archive, weights_only=False)
+    assert (tmp_path / "marker").exists()
 
 
 def test_no_source_reads_or_writes_a_pickle():

@@ -12,7 +12,7 @@ from exercise_rules import names_set, names_used
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from reorder import compared_text, differences, error_of, setup_cell
+from reorder import compared_text, differences, setup_cell
 from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
 from utils.session import RUN_ABOVE
@@ -93,14 +93,14 @@ def test_differences_are_those_that_nbval_would_find() -> None:
     assert differences(cell, printed("two\n")) == []
 
 
-# --- the message --------------------------------------------------------------------------------------------------
+# --- the advice ---------------------------------------------------------------------------------------------------
 
 
-def test_a_restarted_kernel_says_what_to_run_and_leaves_other_errors_alone() -> None:
-    """The message is what is shown: code that catches a NameError, as the exercises' checks do, sees Python's."""
+def test_a_missing_name_comes_with_advice_and_other_errors_do_not() -> None:
+    """Only what is shown has it: code that catches a NameError, as the exercises' checks do, sees Python's message."""
     sources = (
-        "from utils.restarts import explain_missing_names\nexplain_missing_names()\nexplain_missing_names()",
-        next(cell.source for cell in read("02-Train.ipynb").cells if cell.id == "data"),
+        "from utils.session import advise_on_missing_names\nadvise_on_missing_names()\nadvise_on_missing_names()",
+        "print(tokenizer)",
         "1 / 0",
         "def f():\n    x\n    x = 1\nf()",
         "try:\n    tokenizer\nexcept NameError as error:\n    assert str(error).endswith('is not defined')",
@@ -109,8 +109,9 @@ def test_a_restarted_kernel_says_what_to_run_and_leaves_other_errors_alone() -> 
     NotebookClient(
         notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(ROOT)}}
     ).execute()
-    start, lesson, other, local, caught = (error_of(cell.outputs) for cell in notebook.cells)
-    assert start is None and caught is None
-    assert lesson.startswith("NameError: name 'profile' is not defined. ") and RUN_ABOVE in lesson
-    assert other == "ZeroDivisionError: division by zero"
-    assert local.startswith("UnboundLocalError") and RUN_ABOVE not in local
+    errors = [[o for o in cell.outputs if o.output_type == "error"] for cell in notebook.cells]
+    assert [found[0].ename if found else "" for found in errors] == [
+        "", "NameError", "ZeroDivisionError", "UnboundLocalError", "",
+    ]  # fmt: skip
+    shown = ["".join(found[0].traceback) if found else "" for found in errors]
+    assert [text.count(RUN_ABOVE) for text in shown] == [0, 1, 0, 0, 0]

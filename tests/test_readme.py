@@ -1,4 +1,4 @@
-"""README.md: its numbers are those of the records, and every command, file, variable and message it names exists."""
+"""README.md and docs/: numbers are those of the records, and every command, file, variable and message named exists."""
 
 from __future__ import annotations
 
@@ -7,70 +7,74 @@ import re
 from pathlib import Path
 
 import pytest
-import readme_numbers
-from readme_numbers import PAGES, PARTS, PICTURE, README, ROOT, digest, fill, picture_source
+import readme
+from readme import PAGES, PARTS, PICTURE, ROOT, digest, fill, picture_source
 from transformers import GPT2Config
 
+from bench.rows import processor_units
 from extensions.recipes import RECIPES
 from utils.config import PROFILES
 from utils.metrics import Estimate
-from utils.runs import RunError, RunRecord, write_json
+from utils.runs import RunRecord, write_json
 from utils.sizes import predict_ia3_count
 
-TEXT = README.read_text(encoding="utf-8")
-ALL = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-SOURCES = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "utils").glob("*.py")))
-ALL_PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+ALL = "".join(TEXTS.values())
+REFERENCE = TEXTS["reference.md"]
+MODULES = [path for folder in ("utils", "study", "extensions") for path in sorted((ROOT / folder).glob("*.py"))]
+SOURCES = "".join(path.read_text(encoding="utf-8") for path in MODULES)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-FENCED = "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
-FROM_CODE = {"exercises", "sizes", "sharding", "tasks"}  # counted or computed, not measured
+FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"artifacts", "build"}
+FILES = r"\b(?:\w+/)+[\w.-]+\.(?:py|cfg|md|json|yaml)\b"
+FROM_CODE = {"exercises"}  # counted, not measured
 FROM_OUTSIDE = {"ModuleNotFoundError", "CUDA out of memory", "NoSuchKernel", "venv", "make test", "FAIL"}
 
 
-def test_every_part_is_marked_once_and_holds_what_the_records_hold() -> None:
-    assert fill(ALL) == ALL, "run scripts/readme_numbers.py"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_numbers_are_those_of_the_records(page: Path) -> None:
+    assert fill(TEXTS[page.name], page=page) == TEXTS[page.name], "run scripts/readme.py"
+
+
+def test_the_picture_is_of_the_record() -> None:
     assert picture_source(ROOT / PICTURE) == digest(), "the picture was drawn from another dial.json"
+
+
+def test_every_part_is_marked_once() -> None:
     assert sorted(re.findall(r"<!-- numbers: (\w+) -->", ALL)) == sorted(PARTS)
     assert ALL.count("<!-- end -->") == len(PARTS)
 
 
-@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
-def test_links_files_and_targets_exist(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_files_commands_and_targets_exist(page: Path) -> None:
+    text = TEXTS[page.name]
     links = [page.parent / link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    files = re.findall(r"\b(?:scripts|tests|assets|utils|grading|configs)/[\w./-]+\.(?:py|cfg|md|json|yaml)\b", text)
-    targets = re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)
-    assert files and targets
-    # The model card and the picture come with the records they describe.
-    late = {"assets/mini-gpt2/README.md"} if "embedded model: not measured" in text else set()
-    assert [path for path in [*links, *(ROOT / name for name in {*files} - late)] if not path.exists()] == []
-    assert set(targets) <= TARGETS
+    files = [ROOT / name for name in re.findall(FILES, text) if name.split("/")[0] in FOLDERS]
+    modules = [name.replace(".", "/") for name in re.findall(r"python -m ((?:study|bench|extensions)[\w.]*)", text)]
+    assert links + files and [path for path in [*links, *files] if not path.exists()] == []
+    assert all((ROOT / f"{name}.py").is_file() or (ROOT / name / "__main__.py").is_file() for name in modules)
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= TARGETS
 
 
-def test_commands_are_those_of_the_makefile() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert set(re.findall(r"\bmake ([a-z-]+)\b(?=[`  ]*(?:#|`))", TEXT)) <= TARGETS
-    assert {"course", "test"} <= {line.split()[1] for line in FENCED.splitlines() if line.startswith("make ")}
-    nbval = next(line for line in FENCED.splitlines() if "--nbval " in line)
-    options = re.search(r"^NBVAL := (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)[1].replace("\\\n", " ").split()
-    assert set(options) - {"$(RUN)"} <= set(nbval.split())
+def test_readme_is_short_and_begins_with_what_is_run() -> None:
+    assert len(TEXTS["README.md"].encode()) <= 7000
+    fenced = "\n".join(re.findall(r"^```\n(.*?)^```", TEXTS["README.md"], re.MULTILINE | re.DOTALL))
+    assert [line.split()[1] for line in fenced.splitlines() if line.startswith("make ")] == ["course", "test"]
 
 
 def test_variables_are_documented_and_read() -> None:
-    documented = set(re.findall(r"\bLAB_[A-Z0-9_]+\b", TEXT))
+    documented = set(re.findall(r"^\| `(LAB_[A-Z0-9_]+)` \|", REFERENCE, re.MULTILINE))
     assert documented == set(re.findall(r"\bLAB_[A-Z0-9]+(?:_[A-Z0-9]+)*\b", SOURCES))
-    table = TEXT.split("## Environment variables")[1].split("\n## ")[0]
-    assert all(f"| `{name}` |" in table for name in documented)
+    assert set(re.findall(r"\bLAB_[A-Z0-9_]+\b", ALL)) <= documented
 
 
 def test_counts_in_the_text_are_those_of_the_models() -> None:
-    small = GPT2Config.from_pretrained(readme_numbers.ASSETS / "mini-gpt2")
+    small = GPT2Config.from_pretrained(readme.ASSETS / "mini-gpt2")
     for config in (GPT2Config(), small):
-        assert f"{predict_ia3_count(config):,}" in TEXT.split("<!--")[0]
+        assert f"{predict_ia3_count(config):,}" in TEXTS["README.md"].split("<!--")[0]
 
 
 def test_messages_are_quoted_as_they_are_raised() -> None:
-    rows = TEXT.split("## When something goes wrong")[1].split("\n## ")[0].splitlines()
+    rows = REFERENCE.split("## When something goes wrong")[1].split("\n## ")[0].splitlines()
     quoted = {quote for row in rows[4:] if row.startswith("|") for quote in re.findall("`([^`]+)`", row.split("|")[1])}
     literals = re.sub(r'"\n\s+f?"', "", SOURCES)
     missing = [q for q in quoted - FROM_OUTSIDE if not re.search(_pattern(q), literals)]
@@ -90,7 +94,7 @@ def fitting(base: str, method: str) -> dict:
 
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
-    """Made-up records: two seeds of two methods, a dial of three strengths, the embedded model."""
+    """Made-up records: two seeds of two methods, a dial of four strengths."""
     estimate = Estimate(0.7, 0.6, 0.8, 256).to_dict()
     profile = PROFILES["mini"]
     for method, count in (("base", 0), ("ia3", 10), ("full", 1000)):
@@ -109,8 +113,6 @@ def assets(tmp_path: Path) -> Path:
         for seed in (0, 1) for curve in ("dial", "contrast") for a in (-2.0, -0.5, 0.0, 2.0)
     ]  # fmt: skip
     write_json(tmp_path / "runs/mini/dial.json", {"config_id": profile.config_id(), "base": "b", "rows": rows})
-    card = {"parameters": 1234567, "bits_per_byte": {"validation": 1.5, "test": 1.52}}
-    write_json(tmp_path / "mini-gpt2/pretraining.json", card)
     return tmp_path
 
 
@@ -125,24 +127,29 @@ def test_labs_part_holds_the_mean_and_the_seeds_of_each_method(tmp_path: Path) -
         ).save(tmp_path / f"runs/{recipe.name}/ia3-seed{seed}.json")  # fmt: skip
     assert "| (IA)³ | 1,234 | exact match | 0.75 (0.70 to 0.80) | 2 | 50 |" in PARTS["labs"](tmp_path)
     (tmp_path / f"runs/{recipe.name}/base-seed0.json").write_text("{", encoding="utf-8")
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(SystemExit, match="cannot be written"):
         PARTS["labs"](tmp_path)
 
 
-def test_parts_hold_what_the_records_hold_and_an_edited_number_is_found(assets: Path) -> None:
-    text = fill(TEXT, assets)
-    assert "1,234,567 parameters and reaches 1.52 bits per byte" in text
+def test_parts_hold_what_the_records_hold(assets: Path) -> None:
+    text = fill(ALL, assets)
     assert "| (IA)³ | 10 | 40 | 0.65 (0.60 to 0.70) |" in text and "lowest to highest of 2 seeds" in text
     assert "| -2 | 0.10 (0.10 to 0.10) | 0.70 (0.70 to 0.70) | 1.22 | 1.20 |" in text  # exp(0.2), 120 / 100
     assert "| 0 (base) | 0.50" in text and "| -0.5 | 0.40" in text
     assert re.search(r"\*\*GPU path\*\*.*: not measured\.", text)
     assert "a CPU, 2 cores" in text and "base (nothing trained) |" not in text
-    assert "What peft saves" not in fill(TEXT, assets)
+
+
+def test_the_size_of_a_saved_adapter_is_that_of_its_file(assets: Path) -> None:
+    assert "What peft saves" not in fill(ALL, assets)
     weights = assets / "adapters" / "mini" / "positive-seed0" / "adapter_model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(bytes(1234))
-    assert "What peft saves of (IA)³ holds the same numbers in 1,234 bytes" in fill(TEXT, assets)
-    text = fill(TEXT, assets)
+    assert "What peft saves of (IA)³ holds the same numbers in 1,234 bytes" in fill(ALL, assets)
+
+
+def test_a_number_edited_by_hand_is_found(assets: Path) -> None:
+    text = fill(ALL, assets)
     assert fill(text, assets) == text
     edited = text.replace("| 40 | 0.65 (", "| 40 | 0.75 (")
     assert edited != text and fill(edited, assets) == text
@@ -168,14 +175,14 @@ def test_without_records_nothing_is_invented(tmp_path: Path) -> None:
 def test_records_that_do_not_belong_together_are_refused(assets: Path, key: str, value: object) -> None:
     path = assets / "runs/mini/positive-full-seed1.json"
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | {key: value})
-    with pytest.raises(RunError, match="README.md cannot be written"):
-        fill(TEXT, assets)
+    with pytest.raises(SystemExit, match="cannot be written"):
+        fill(ALL, assets)
 
 
 def test_the_picture_names_the_record_it_was_drawn_from(assets: Path, tmp_path: Path) -> None:
     picture = tmp_path / "docs" / "dial.png"
     assert picture_source(picture) is None
-    readme_numbers.draw(assets, picture)
+    readme.draw(assets, picture)
     assert picture_source(picture) == digest(assets)
     dial = assets / "runs/mini/dial.json"
     dial.write_text(dial.read_text(encoding="utf-8").replace("0.7", "0.8"), encoding="utf-8")
@@ -184,6 +191,25 @@ def test_the_picture_names_the_record_it_was_drawn_from(assets: Path, tmp_path: 
 
 def test_seconds_become_minutes(assets: Path) -> None:
     times = assets / "times.json"
-    write_json(times, {file: [30.0, 60.04] for file, *_ in readme_numbers.NOTEBOOKS})
-    readme_numbers.keep_times(times, assets)
-    assert fill(TEXT, assets).count("| 1.5 |") == 4
+    write_json(times, {file: [30.0, 60.04] for file in readme.NOTEBOOKS})
+    readme.keep_times(times, assets)
+    text = PARTS["notebooks"](assets)
+    assert text.count("| 1.5 |") == 4 and f"CPU cores ({processor_units()})" in text
+
+
+def test_links_of_a_part_hold_from_any_page(assets: Path) -> None:
+    marked = "<!-- numbers: picture -->\n<!-- end -->"
+    assert "](docs/images/dial.png)" in fill(marked, assets)
+    assert "](images/dial.png)" in fill(marked, assets, ROOT / "docs" / "results.md")
+    assert "](../01-Setup.ipynb)" in fill("<!-- numbers: notebooks -->\n<!-- end -->", assets, ROOT / "docs" / "a.md")
+
+
+def test_the_ladder_and_the_methods_are_those_of_the_records(assets: Path) -> None:
+    rows = [{"strength": a, "text": f" was\n{a} | good.", "probability": 0.5 + a / 10} for a in (-1, 0)]
+    write_json(assets / "runs/mini/ladder.json", {"prompt": "It", "rows": rows})
+    assert PARTS["ladder"](assets).splitlines()[2:] == [
+        "| -1 | **It** was -1 \\| good. | 0.40 |", "| 0 (base) | **It** was 0 \\| good. | 0.50 |",
+    ]  # fmt: skip
+    write_json(assets / "runs/mini/cost.json", {"rows": [{"method": "ia3", "step_ratio": 0.876}]})
+    assert "| (IA)³ | 10 | 0.65 (0.60 to 0.70) | 0.88 |" in PARTS["methods"](assets)
+    assert "| full fine-tuning | 1,000 | 0.65 (0.60 to 0.70) | not measured |" in PARTS["methods"](assets)

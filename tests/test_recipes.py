@@ -15,7 +15,7 @@ from extensions import recipes
 from extensions.encoding import make_collator
 from extensions.models import build_model, model_config
 from extensions.recipes import BERT_DOCUMENT, RECIPES, describe_recipe, load_recipe
-from extensions.training import PREDICTED_BY_TYPE, attach_recipe, predict_bert_count, recipe_config
+from extensions.training import PREDICTED_BY_TYPE, PerLabelTrainer, attach_recipe, predict_bert_count, recipe_config
 from utils import training
 from utils.adapters import AdapterError, base_fingerprint
 from utils.config import PROFILES, ConfigError
@@ -213,8 +213,9 @@ def run(lab, folder, tokenizer, **changes):
     recipe = tiny(lab, learning_rates={"ia3": 3e-2}, **changes)
     model, data = attach_recipe(tiny_model(recipe), recipe), examples(lab)
     record = training.train(
-        model, data, recipe, method="ia3", eval_blocks=data, folder=folder, collator=make_collator(recipe, tokenizer)
-    )
+        model, data, recipe, method="ia3", eval_blocks=data, folder=folder, collator=make_collator(recipe, tokenizer),
+        trainer_class=PerLabelTrainer,
+    )  # fmt: skip
     return model, record
 
 

@@ -11,12 +11,12 @@ from conftest import make_tiny_model
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from study.audit import counts
 from utils import adapters, saving
 from utils.adapters import AdapterError, attach
 from utils.config import PROFILES
 from utils.generation import generate
 from utils.saving import AdapterLibrary, find_adapter, load_adapter, save_adapter
+from utils.sizes import count_parameters, predict_ia3_count
 
 IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
 
@@ -58,7 +58,7 @@ def test_saved_and_reloaded_is_equal(tiny_model, tokenizer, tmp_path, method):
 
 def test_reload_to_train_on(saved):
     model = load_adapter(make_tiny_model(), saved, trainable=True)
-    assert counts.count_parameters(model).trainable == counts.predict_ia3_count(model.config)
+    assert count_parameters(model).trainable == predict_ia3_count(model.config)
 
 
 def test_saving_again_replaces_and_leaves_no_rubbish(trained, tokenizer, saved):

@@ -17,7 +17,7 @@ from extensions.models import WHEELS, Wheel, load_model, wheel_folder
 from extensions.onnx_weights import read_weights
 from extensions.recipes import RECIPES
 from extensions.tasks import STS, load_task
-from extensions.training import attach_recipe
+from extensions.training import PerLabelTrainer, attach_recipe
 from utils import training
 from utils.adapters import AdapterError, base_fingerprint, merge
 from utils.config import ROOT, HubError
@@ -141,6 +141,7 @@ def test_without_its_package_a_lab_says_what_to_install(monkeypatch):
 
 
 def test_without_onnx_flan_t5_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path))  # where nothing is converted yet
     monkeypatch.setattr("extensions.models.wheel_folder", lambda wheel: tmp_path)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(DataError, match="onnx: make env-extensions"):
@@ -201,8 +202,9 @@ def test_one_step_moves_the_adapter_alone_and_what_is_saved_comes_back(lab, tmp_
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     collator = make_collator(recipe, tokenizer)
     training.train(
-        model, parts["train"], recipe, method="ia3", eval_blocks=parts["validation"], folder=tmp_path, collator=collator
-    )
+        model, parts["train"], recipe, method="ia3", eval_blocks=parts["validation"], folder=tmp_path,
+        collator=collator, trainer_class=PerLabelTrainer,
+    )  # fmt: skip
     assert base_fingerprint(model) == before
     after = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert after.keys() == start.keys() and all(not torch.equal(after[name], start[name]) for name in start)

@@ -9,11 +9,11 @@ import torch
 from conftest import make_tiny_model
 from datasets import Dataset
 
-from utils import evaluation as steering
+from study.dial import dial_header, load_reference_dial
 from utils.adapters import attach, scaling_vectors
 from utils.config import PROFILES
 from utils.data import to_blocks
-from utils.evaluation import held_out_loss
+from utils.evaluation import dial, held_out_loss, strength_sweep
 from utils.judges import Judge
 
 
@@ -35,8 +35,8 @@ def judge(reviews):
 
 def sweep(model, tokenizer, reviews, judge, strengths):
     blocks = to_blocks(Dataset.from_list(reviews), tokenizer, 16).select(range(4))
-    rows = steering.strength_sweep(
-        model, partial(steering.dial, scaling_vectors(model)), strengths, prompts=["I saw", "the acting"],
+    rows = strength_sweep(
+        model, partial(dial, scaling_vectors(model)), strengths, prompts=["I saw", "the acting"],
         sampling={"samples": 3, "new_tokens": 12}, judges={"words": judge}, blocks=blocks,
         tokenizer=tokenizer, progress=False,
     )  # fmt: skip
@@ -62,13 +62,13 @@ def test_sweep_puts_the_vectors_back_after_an_error(model, tokenizer, reviews, j
 
 
 def test_reference_dial_says_why_it_is_not_used(monkeypatch, tmp_path):
-    monkeypatch.setattr(steering, "ASSETS", tmp_path)
+    monkeypatch.setattr("study.dial.ASSETS", tmp_path)
     profile = PROFILES["mini"]
-    assert steering.load_reference_dial(profile, "f")[1].endswith("not measured")
+    assert load_reference_dial(profile, "f")[1].endswith("not measured")
     path = tmp_path / "runs" / "mini" / "dial.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(steering.dial_header(profile, "f") | {"rows": [{"strength": 0}]}))
-    assert steering.load_reference_dial(profile, "f") == ([{"strength": 0}], None)
+    path.write_text(json.dumps(dial_header(profile, "f") | {"rows": [{"strength": 0}]}))
+    assert load_reference_dial(profile, "f") == ([{"strength": 0}], None)
     others = [(profile, "g"), (replace(profile, top_p=0.5), "f"), (replace(profile, steps=7), "f")]
     for other, base in others:
-        assert "another configuration, base model or sampling" in steering.load_reference_dial(other, base)[1]
+        assert "another configuration, base model or sampling" in load_reference_dial(other, base)[1]

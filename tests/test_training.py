@@ -241,7 +241,7 @@ OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
         (None, PROFILE, "LAB_OVERRIDE=batch_size=4 before"),
         ("steps=12", PROFILE, "LAB_OVERRIDE=steps=12,batch_size=4 before"),
         (None, replace(BLOOM_MINI, batch_size=8, accumulation=2), "LAB_OVERRIDE=batch_size=4,accumulation=4 before"),
-        (None, replace(PROFILE, batch_size=1), "one row at a time: use checkpointing=True, or shorter rows"),
+        (None, replace(PROFILE, batch_size=1), "one row: use checkpointing=True, or shorter rows"),
     ],
 )
 def test_out_of_memory_says_what_fits(blocks, tmp_path, monkeypatch, set_before, profile, said):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,3 +117,20 @@ def test_no_package_is_pinned_twice() -> None:
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("requirements.txt", "constraints.txt"))
     names = [re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^([\w.-]+)==", text, re.MULTILINE)]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="make is not there")
+def test_make_works_in_a_folder_with_quotes_and_brackets_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "Ann's lab (1) & more"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.txt", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "<$LAB_ARTIFACTS> $@"\n')
+    python.chmod(0o755)
+    (folder / ".venv" / "installed.txt").touch()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LAB_", "MAKE"))}
+    for target, command in (("course", "scripts/replay.py 01-Setup"), ("test-notebooks", "-m pytest --nbval")):
+        done = subprocess.run(["make", target], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"<{folder}/build/artifacts> {command}" in done.stdout

@@ -1,14 +1,13 @@
-"""Writing text: many prompts and samples in one batch, each row under its own adapter if need be, and its speed.
+"""Writing text: many prompts and samples in one batch, each row under its own adapter if need be, and how fast.
 
-A causal model is read once for all prompts; then each step draws one token a row and reads only that, because the
-keys and values of all earlier tokens are kept in a cache. `write_tokens` is that loop, `draw` is nucleus sampling.
+The model reads every prompt once; then each step draws one token a row and reads only that, because the keys and
+values of all tokens before it are kept. `write_tokens` is that loop, `draw` is nucleus sampling.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -29,7 +28,7 @@ from transformers.cache_utils import DynamicLayer
 from utils.adapters import AdapterError
 
 DRAWS = 8  # of a row, before its nucleus is found by a sort
-PROCESSOR_TIME = "BENCH_PROCESSOR_TIME"  # an environment variable, so that processes started from here read it too
+most_probable = partial(torch.argmax, dim=-1, keepdim=True)  # greedy: (rows, vocabulary) -> (rows, 1)
 
 
 class GenerationError(ValueError):
@@ -80,7 +79,9 @@ def generate(
         copies = range(len(batch)) if read is batch else [index - batch[0] for index in batch]
         ids = [encoded[index] for index in read]
         written = write_tokens(model, ids, copies, new_tokens, choose, tokenizer.eos_token_id)
-        texts += [_decode(tokenizer, row) for row in written.tolist()]
+        for row in written.tolist():
+            length = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
+            texts.append(tokenizer.decode(row[:length], clean_up_tokenization_spaces=False))
     return [Sample(prompts[index], text, index) for index, text in zip(rows, texts, strict=True)]
 
 
@@ -90,46 +91,42 @@ def write_tokens(
     copies: Sequence[int],
     new_tokens: int,
     choose: Callable[[Tensor], Tensor],
-    end: int | None = None,
+    end: int = -1,
 ) -> Tensor:
     """Token ids that go on after the prompts, (rows, up to `new_tokens`): row r continues `prompts[copies[r]]`.
 
-    `choose` makes tokens (rows, 1) of logits (rows, vocabulary). After `end` a row's tokens mean nothing, and when
-    every row has written it the loop stops. Prompts are padded on the left, so that all rows write into the same
-    column; the mask hides the padding and gives each row its own positions.
+    `choose` makes tokens (rows, 1) of logits (rows, vocabulary). What a row writes after `end` means nothing; the loop
+    stops when every row has written it. Prompts are padded on the left, so that all rows write into the same column;
+    the mask hides the padding and gives each row its own positions.
     """
     with evaluation_mode(model):
         plain, prefix = beneath(model, len(prompts))
         cache, virtual = (DynamicCache(), 0) if prefix is None else (prefix, prefix.get_seq_length())
-        device, longest = plain.device, max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
-        mask = [[1] * virtual + [0] * (longest - len(p)) + [1] * len(p) for p in prompts]
-        mask = torch.tensor(mask, device=device)
+        padding = [max(map(len, prompts)) - len(ids) for ids in prompts]
+        ids = torch.tensor([[0] * pad + ids for pad, ids in zip(padding, prompts, strict=True)], device=plain.device)
+        mask = torch.ones(len(ids), virtual + ids.shape[1], dtype=torch.long, device=plain.device)
+        for row, pad in enumerate(padding):
+            mask[row, virtual : virtual + pad] = 0
         counts_positions = "position_ids" in inspect.signature(type(plain).forward).parameters  # not every model does
 
         def read(ids: Tensor) -> Tensor:
             """Logits after the last of `ids`, (rows, vocabulary); what is read goes into the cache."""
-            places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            options = {"position_ids": places} if counts_positions else {}
-            return plain(
-                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **options
-            ).logits[:, -1]  # fmt: skip
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            options = {"position_ids": positions} if counts_positions else {}
+            options |= {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+            return plain(input_ids=ids, attention_mask=mask, **options).logits[:, -1]
 
         logits = read(ids)  # each prompt once, however many rows continue it
-        copies = torch.tensor(list(copies), device=device)
-        cache = Cache(
-            layers=[ReservedLayer(part.keys[copies], part.values[copies], new_tokens) for part in cache.layers]
-        )
-        logits, mask = logits[copies], mask[copies]
-        written: list[Tensor] = []
-        ended = torch.zeros(len(copies), 1, dtype=torch.bool, device=device)
-        while True:
-            written.append(choose(logits))
-            ended |= written[-1] == end if end is not None else False
-            if len(written) == new_tokens or ended.all():
-                return torch.cat(written, 1)
+        copies = torch.tensor(list(copies), device=plain.device)
+        layers = [ReservedLayer(layer.keys[copies], layer.values[copies], new_tokens) for layer in cache.layers]
+        cache, logits, mask = Cache(layers=layers), logits[copies], mask[copies]
+        written = [choose(logits)]
+        ended = written[0] == end
+        while len(written) < new_tokens and not ended.all():
             mask = nn.functional.pad(mask, (0, 1), value=1)
-            logits = read(written[-1])
+            written.append(choose(read(written[-1])))
+            ended |= written[-1] == end
+        return torch.cat(written, 1)
 
 
 class ReservedLayer(DynamicLayer):
@@ -152,11 +149,6 @@ class ReservedLayer(DynamicLayer):
             memory[:, :, start:end] = new
         self.keys, self.values = (memory[:, :, :end] for memory in self.memory)
         return self.keys, self.values
-
-
-def most_probable(logits: Tensor) -> Tensor:
-    """The token of each row with the largest logit, (rows, 1)."""
-    return logits.argmax(-1, keepdim=True)
 
 
 def draw(probabilities: Tensor, top_p: float, stream: torch.Generator, draws: int = DRAWS) -> Tensor:
@@ -232,13 +224,6 @@ def _check_settings(samples: int, new_tokens: int, temperature: float, top_p: fl
         raise GenerationError(f"{temperature=} must be above 0 (for greedy text: do_sample=False), {top_p=} in (0, 1]")
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Text of the new tokens up to the first end-of-text token."""
-    if tokenizer.eos_token_id in ids:
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """No dropout and no gradients inside; each module gets its own train/eval mode back afterwards."""
@@ -275,15 +260,14 @@ def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
 def mixed_adapters(model: PeftModel, names: Sequence[str | None]) -> Iterator[PeftModel]:
     """Inside, row r of a batch of `len(names)` rows runs under the adapter `names[r]`, or on the bare base for None.
 
-    peft's `adapter_names` does that for LoRA, but for (IA)³ it is ignored without a word. (IA)³ multiplies activations,
-    so a row can have factors of its own: the adapters are switched off, and hooks on the layers beneath them multiply
-    by a stack of vectors, one for each row. Works for any architecture whose layers see (rows, length, width).
+    peft's `adapter_names` does that for LoRA; for (IA)³ it is ignored without a word. (IA)³ multiplies activations, so
+    a row can have factors of its own: the adapters are switched off, and hooks on the layers beneath them multiply by
+    a stack of vectors, one for each row. Works for any architecture whose layers see (rows, length, width).
 
     `generate(...)`, `model(...)` and `model.generate(...)` all work; where rows are repeated (samples, beams) their
-    adapters are repeated with them. A row is what it is in the same batch under its adapter alone, to the bit.
-    A classification head that was trained with an adapter goes with it. For inference: nothing here is trained.
-    Raises AdapterError for a model without (IA)³, an adapter that is not loaded, or, at the call, a batch with
-    another number of rows.
+    adapters are repeated with them. A row is what it is in the same batch under its adapter alone, to the bit. A
+    classification head that was trained with an adapter goes with it. For inference: nothing here is trained. Raises
+    AdapterError for a model without (IA)³, an unknown adapter, or, at the call, a batch with another number of rows.
     """
     layers = [module for module in model.modules() if isinstance(module, IA3Layer)]
     if not isinstance(model, PeftModel) or not layers:
@@ -372,21 +356,13 @@ def ratios(values: Sequence[float], yardstick: Sequence[float]) -> Spread:
     return Spread(median(found), min(found), max(found))
 
 
-def now() -> float:
-    """Seconds by the clock; of this process's processor time where the environment sets `PROCESSOR_TIME` to 1.
-
-    Processor time on one thread is the steadier one on a machine that others use as well.
-    """
-    return time.process_time() if os.environ.get(PROCESSOR_TIME) == "1" else time.perf_counter()
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Seconds of one call (`now`), to its end on the GPU where one computes."""
-    started = now()
+def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call by `clock`, to its end on the GPU where one computes."""
+    started = clock()
     run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return now() - started
+    return clock() - started
 
 
 def latency(

@@ -24,7 +24,6 @@ LORA_RANK = 8
 PREFIX_TOKENS = 20
 FLOAT32 = 4  # bytes
 BOTTLENECK_SHARE = 12  # the bottleneck is a twelfth of the width: 64 on GPT-2
-
 # Parts of parameter names, the first that fits decides: GPT-2's, then those of other architectures.
 GROUPS = (
     ("wte", "token embedding"), ("wpe", "position embedding"), (".attn.", "attention"), (".mlp.", "feed-forward"),
@@ -150,8 +149,6 @@ def predict_trainable(config: GPT2Config, method: str) -> int:
 
 
 # --- bytes ---
-
-
 @dataclass
 class SavedBytes:
     """Bytes that autograd keeps for the backward pass; final once the `with saved_for_backward(model)` block ends."""
@@ -306,3 +303,22 @@ def require_memory(estimate: MemoryEstimate) -> None:
     if not estimate.fits:
         needed, free = format_bytes(estimate.total), format_bytes(estimate.available)
         raise GpuError(f"training needs about {needed}, and {free} are free: {estimate.remedy}")
+
+
+ADAMW = 8  # bytes a number of both moments (Kingma and Ba 2015)
+
+
+def training_bytes(parameters: int, trained: int, weight: int = 2) -> dict[str, int]:
+    """Bytes of training `trained` float32 numbers beside a frozen base of `parameters` numbers of `weight` bytes each.
+
+    "file": the trained numbers. "held": by each data-parallel process, with gradients and AdamW's moments, activations
+    apart; where all is trained there is no frozen base beside. "all-reduced": the gradients, once a step, whatever the
+    batch; of W processes in a ring each sends 2 (W - 1) / W of it (Patarasu and Yuan 2009).
+    """
+    frozen = 0 if trained == parameters else weight * parameters
+    moved = FLOAT32 * trained
+    return {
+        "file": FLOAT32 * trained,
+        "held": frozen + FLOAT32 * trained + moved + ADAMW * trained,
+        "all-reduced": moved,
+    }

@@ -29,7 +29,6 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
     set_seed,
@@ -173,17 +172,18 @@ def train(
         status="running", method=method, task=task, profile=profile.name, config_id=profile.config_id(), config=config,
         seed=seed, counts={"trainable": counts.trainable, "total": counts.total}, versions=versions, hardware=hardware,
     )  # fmt: skip
-    arguments = training_arguments(
-        profile, folder, model.device, learning_rate=learning_rate, steps=steps, seed=seed, interval=interval,
-        checkpointing=checkpointing,
-    )  # fmt: skip
-    first, progress = arguments.process_index == 0, Progress()
     use_cache = model.config.use_cache  # the Trainer switches it off
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of a launch
     with locked(folder / LOCK, "training", wait=0) if first else nullcontext():
+        arguments = training_arguments(
+            profile, folder, model.device, learning_rate=learning_rate, steps=steps, seed=seed, interval=interval,
+            checkpointing=checkpointing,
+        )  # fmt: skip
         (checkpoint,) = broadcast_object_list([resume_point(folder, record) if first else None])
         start_over(model)
         set_seed(seed)
         arguments.eval_on_start = checkpoint is None  # the held-out loss before the first step
+        progress = Progress()
         trainer = trainer_class(
             model=model, args=arguments, data_collator=collator, train_dataset=blocks, eval_dataset=eval_blocks,
             callbacks=[progress],
@@ -195,7 +195,8 @@ def train(
                     record.save(folder / RUNNING)
                 trainer.train(resume_from_checkpoint=checkpoint)
         except RuntimeError as error:
-            raise explained(error, profile, folder) from error
+            explain(error, profile, folder)
+            raise
         finally:  # a model is used further, as it was: no autocast over it, no mark, no checkpointing, its cache
             for left in ("forward", "_original_forward", "_is_accelerate_prepared"):  # by Accelerate
                 vars(model).pop(left, None)
@@ -213,8 +214,7 @@ def train(
                 record.save(folder / RUNNING)
             raise
         record.metrics = summary(history)
-        record.time = {"steps_timed": len(progress.seconds)}
-        record.time["step_seconds_median"] = statistics.median(progress.seconds)
+        record.time = {"steps_timed": len(progress.seconds), "step_seconds_median": statistics.median(progress.seconds)}
         record.memory = {"peak_bytes": peak.bytes}
         if arguments.world_size > 1:
             record.hardware["processes"] = arguments.world_size
@@ -230,21 +230,21 @@ def train(
     return record
 
 
-def explained(error: RuntimeError, profile: Settings, folder: Path) -> RuntimeError | OSError:
-    """What to do where memory ran out, or where torch could not write to the disk; any other error itself."""
+def explain(error: RuntimeError, profile: Settings, folder: Path) -> None:
+    """Raise what to do where memory ran out, or where torch could not write to the disk."""
     if any(word in str(error) for word in ("iostream", "inline_container", "PytorchStreamWriter")):
-        return WriteError(f"{folder}: a checkpoint cannot be written ({error}): free some space, or set LAB_ARTIFACTS")
+        raise WriteError(f"{folder}: cannot be written ({error}): free some space, or set LAB_ARTIFACTS") from error
     if not should_reduce_batch_size(error):
-        return error
+        return
     if profile.batch_size == 1:
-        return TrainingError("out of memory with one row at a time: use checkpointing=True, or shorter rows")
+        raise TrainingError("out of memory with one row: use checkpointing=True, or shorter rows") from error
     fits = [os.environ.get("LAB_OVERRIDE"), f"batch_size={profile.batch_size // 2}"]
     if "accumulation" in profile.run_settings():
         fits.append(f"accumulation={2 * profile.accumulation}")  # as many rows a step as before
-    return TrainingError(
+    raise TrainingError(
         f"out of memory with batches of {profile.batch_size} {profile.UNIT}: set LAB_OVERRIDE="
         f"{','.join(filter(None, fits))} before you start Jupyter, or use checkpointing=True"
-    )
+    ) from error
 
 
 # --- going on, or starting over ---
@@ -317,32 +317,30 @@ class Progress(TrainerCallback):
         self.seconds: list[float] = []
         self.started = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, *_: object, **_named: object) -> None:
         """Open the bar; after a resume it starts where the run was."""
         self.bar = tqdm(
             total=state.max_steps, initial=state.global_step, file=sys.stdout, leave=False, unit="step",
             disable=not state.is_world_process_zero,
         )  # fmt: skip
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_begin(self, *_: object, **_named: object) -> None:
         """Start the clock."""
         self.started = time.perf_counter()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_end(self, *_: object, **_named: object) -> None:
         """Stop the clock, move the bar."""
         self.seconds.append(time.perf_counter() - self.started)
         self.bar.update()
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict, **_: object
+        self, _args: TrainingArguments, state: TrainerState, *_: object, metrics: dict, **_named: object
     ) -> None:
         """Print the held-out loss, after the first step."""
         if state.global_step and not self.bar.disable:
             self.bar.write(f"step {state.global_step:>5}   held-out loss {metrics['eval_loss']:.4f}", file=sys.stdout)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_train_end(self, *_: object, **_named: object) -> None:
         """Close the bar."""
         self.bar.close()
 
