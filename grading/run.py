@@ -118,7 +118,11 @@ def _grade(
             if graded.submission.failure:
                 raise GradingError(graded.submission.failure)
             left = runner.limits.clock * WAITING - spent if runner else 0.0
-            result = grade_one(question, course.plan_of(question), graded, runner, adapter, left)
+            plan, submission = course.plan_of(question), graded.submission
+            if question.kind == "adapter":
+                result = grade_adapter_question(question, submission, adapter)
+            else:
+                result = grade_question(question, plan, graded.answers.get(plan.name), runner, left)
         except Exception as error:  # whatever it is, it is this question's alone
             kind = "" if isinstance(error, GradingError) else f"{type(error).__name__}: "
             why = cells.printable(f"{kind}{str(error)[:200]}")
@@ -137,15 +141,6 @@ def _grade(
         "inside": sorted(graded.inside),
     }
     write_atomic(state / f"{graded.submission.key}.json", json.dumps(kept, indent=1).encode())
-
-
-def grade_one(
-    question: Question, plan: Plan, graded: Graded, runner: Runner | None, adapter: AdapterGrader | None, left: float
-) -> dict:
-    """The result of one question, whoever judges it."""
-    if question.kind == "adapter":
-        return grade_adapter_question(question, graded.submission, adapter)
-    return grade_question(question, plan, graded.answers.get(plan.name), runner, left)
 
 
 def _result(state: str, points: float | None, message: str, **more: object) -> dict:

@@ -102,9 +102,8 @@ def test_a_solved_copy_gets_every_point_an_empty_one_none_and_half_of_one_its_ha
     for row in of["Half"]:
         name = row["question"].removesuffix("-test")
         if name in answers:
-            assert row["state"] == (
-                "empty" if name not in attempted else "right" if name != row["question"] else "open"
-            )
+            right = "right" if name != row["question"] else "open"  # a written answer has no test
+            assert row["state"] == (right if name in attempted else "empty"), row
     with (tmp_path / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         grades = {row["student"]: (row["points"], row["of"], row["open"]) for row in csv.DictReader(file)}
     most, still = (sum(exercise.points for exercise in some) for some in (EXERCISES.values(), written))
