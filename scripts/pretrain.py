@@ -46,7 +46,7 @@ from utils.gpu import autocast, fast_bf16  # noqa: E402
 from utils.memory import reuse_freed_memory  # noqa: E402
 
 END_OF_TEXT = "<|endoftext|>"
-HISTORY_EVERY = 50  # steps a row of the history, and at least between checkpoints
+HISTORY_EVERY = 50  # steps a row of the history
 EVALUATE_EVERY = 250  # steps; on the first 128 blocks of "validation" and "unseen"
 
 
@@ -188,9 +188,15 @@ Optimizers = list[torch.optim.Optimizer]
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: GPT2LMHeadModel, optimizers: Optimizers, history: list[dict], recipe: Recipe
+    folder: Path,
+    step: int,
+    model: GPT2LMHeadModel,
+    optimizers: Optimizers,
+    history: list[dict],
+    recent: list[float],
+    recipe: Recipe,
 ) -> None:
-    """Model, optimizer and RNG state to safetensors, step and history to its JSON header; replaced atomically."""
+    """Model, optimizer and RNG state to safetensors, step and losses to its JSON header; replaced atomically."""
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for key, state in optimizer.state_dict()["state"].items():
@@ -198,7 +204,8 @@ def save_checkpoint(
     tensors["rng/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
-    header = {"step": str(step), "history": json.dumps(history), "recipe": json.dumps(asdict(recipe))}
+    header = {"step": str(step), "recipe": json.dumps(asdict(recipe))}
+    header |= {"history": json.dumps(history), "recent": json.dumps(recent)}
     scratch = folder / "checkpoint.tmp"
     save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, scratch, metadata=header)
     os.replace(scratch, folder / "checkpoint.safetensors")
@@ -215,11 +222,11 @@ def same_path(stored: dict, recipe: Recipe, step: int, per_epoch: int) -> bool:
 
 def load_checkpoint(
     folder: Path, model: GPT2LMHeadModel, optimizers: Optimizers, recipe: Recipe, per_epoch: int
-) -> tuple[int, list[dict]]:
-    """Continue exactly where `save_checkpoint` stopped; (0, []) where there is no checkpoint yet."""
+) -> tuple[int, list[dict], list[float]]:
+    """Step, history and losses since its last row, as `save_checkpoint` stored them; (0, [], []) without one."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
-        return 0, []
+        return 0, [], []
     with safe_open(path, "pt") as file:
         header = file.metadata()
         if not same_path(json.loads(header["recipe"]), recipe, int(header["step"]), per_epoch):
@@ -241,7 +248,7 @@ def load_checkpoint(
     torch.set_rng_state(tensors["rng/cpu"])
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
-    return int(header["step"]), json.loads(header["history"])
+    return int(header["step"]), json.loads(header["history"]), json.loads(header["recent"])
 
 
 def read_texts(recipe: Recipe) -> dict[str, list[str]]:
@@ -323,7 +330,7 @@ def train(
     if init is not None:
         model.load_state_dict(load_exported(init).state_dict())
     optimizers = build_optimizers(model, recipe, bf16)
-    start, history = (0, []) if trial else load_checkpoint(folder, model, optimizers, recipe, per_epoch)
+    start, history, recent = (0, [], []) if trial else load_checkpoint(folder, model, optimizers, recipe, per_epoch)
     run = torch.compile(model) if compile_model else model
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     parameters, tokens = sum(p.numel() for p in model.parameters()), recipe.batch * recipe.context
@@ -332,7 +339,7 @@ def train(
         f"{'bfloat16' if bf16 else 'float32'}, from step {start:,}",
         flush=True,
     )
-    saved, recent = time.monotonic(), []
+    saved = time.monotonic()
     for step in (bar := tqdm(range(start, total), initial=start, total=total, mininterval=10)):
         batch = batch_at(blocks["pretrain"], step, recipe).to(device)
         with precision(device, bf16):
@@ -357,9 +364,8 @@ def train(
             history.append(row)
             bar.set_postfix(loss=row["loss"])
             recent = []
-        # Saving only where the running mean was just emptied makes a resumed history equal to an undisturbed one.
-        if not trial and (last or (not recent and time.monotonic() - saved > save_every)):
-            save_checkpoint(folder, step + 1, model, optimizers, history, recipe)
+        if not trial and (last or time.monotonic() - saved > save_every):
+            save_checkpoint(folder, step + 1, model, optimizers, history, recent, recipe)
             saved = time.monotonic()
     if trial:
         line = {"steps": trial, "recipe": asdict(recipe), **history[-1]}

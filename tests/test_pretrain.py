@@ -7,6 +7,7 @@ import more_reviews
 import pretrain
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
@@ -31,6 +32,11 @@ ORIGINAL = torch.optim._muon._zeropower_via_newtonschulz
 
 def weights(folder):
     return {name: t for name, t in load_file(folder / "checkpoint.safetensors").items() if not name.startswith("rng")}
+
+
+def losses(folder):
+    with safe_open(folder / "checkpoint.safetensors", "pt") as file:
+        return json.loads(file.metadata()["history"])
 
 
 def run(folder, recipe=RECIPE, save_every=0.0):
@@ -65,6 +71,7 @@ def test_resume_is_exact_with_dropout(monkeypatch, tmp_path):
     resumed = run(tmp_path / "cut")
     assert whole.keys() == resumed.keys() and len(whole) > 10
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
 def test_another_recipe_is_refused_but_a_longer_hold_is_the_same_path(monkeypatch, tmp_path):
@@ -75,9 +82,9 @@ def test_another_recipe_is_refused_but_a_longer_hold_is_the_same_path(monkeypatc
     with pytest.raises(SystemExit, match="another recipe"):
         run(tmp_path, replace(RECIPE, seed=1))
     with pytest.raises(Killed):
-        run(tmp_path, replace(RECIPE, epochs=3.0))  # step 5 lies before either decay
+        run(tmp_path, replace(RECIPE, epochs=3.0))  # step 7 lies before either decay
     with pytest.raises(SystemExit, match="another recipe"):
-        run(tmp_path, replace(RECIPE, epochs=0.2))  # step 5 would lie in its decay
+        run(tmp_path, replace(RECIPE, epochs=0.2))  # step 7 would lie in its decay
 
 
 def test_rate_warms_up_holds_and_decays():
