@@ -1,4 +1,4 @@
-"""Judges kept as data, scores against slow references, intervals against known values."""
+"""Judges kept as data, scores against slow references."""
 
 import math
 from collections import Counter
@@ -28,7 +28,7 @@ from utils.evaluation import (
 )
 from utils.generation import Sample, adapters_off, generate
 from utils.judges import EvaluationError, Judge, cut_pieces, load_judges
-from utils.metrics import Estimate, bootstrap_interval, wilson_interval
+from utils.metrics import Estimate, wilson_interval
 
 
 @pytest.fixture(scope="session")
@@ -46,40 +46,6 @@ def samples(tiny_model, tokenizer) -> list[Sample]:
     """Texts of different lengths, one of them empty."""
     written = generate(tiny_model, tokenizer, ["I saw", "A dull and empty film is"], samples=4, new_tokens=12)
     return [replace(s, text=s.text[: 3 + 5 * i]) for i, s in enumerate(written)] + [Sample("I saw", "", 0)]
-
-
-# Intervals
-
-
-def test_wilson_known_values():
-    """Newcombe (1998), table I: 81 of 263 and 0 of 20."""
-    many, none = wilson_interval(81, 263), wilson_interval(0, 20)
-    assert (many.low, many.high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
-    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(0.1611, abs=5e-5))
-    assert wilson_interval(20, 20).low == pytest.approx(1 - 0.1611, abs=5e-5) and wilson_interval(20, 20).high == 1
-
-
-@pytest.mark.parametrize("counts", [(0, 0), (3, 2), (-1, 2)])
-def test_impossible_shares_are_refused(counts):
-    with pytest.raises(EvaluationError, match="share"):
-        wilson_interval(*counts)
-
-
-def test_bootstrap_of_a_mean_agrees_with_its_standard_error():
-    values = np.random.default_rng(1).normal(5, 2, 400)
-    found, error = bootstrap_interval(values), 1.96 * values.std() / 20
-    assert found.value == pytest.approx(values.mean()) and found.n == 400
-    assert found.low == pytest.approx(values.mean() - error, abs=0.03)
-    assert found.high == pytest.approx(values.mean() + error, abs=0.03)
-
-
-def test_bootstrap_weighs_units_and_repeats_itself():
-    found = bootstrap_interval([2.0, 30.0], [1.0, 9.0])
-    assert (found.value, found.low, found.high) == (3.2, 2.0, pytest.approx(30 / 9))
-    assert bootstrap_interval([1, 2, 5], transform=np.exp) == bootstrap_interval([1, 2, 5], transform=np.exp)
-    assert bootstrap_interval([4.0]).low == 4.0 == bootstrap_interval([4.0]).high
-    with pytest.raises(EvaluationError, match="nothing to average"):
-        bootstrap_interval([])
 
 
 # Judges
@@ -313,7 +279,7 @@ def test_held_out_loss_skips_masked_labels(tiny_model):
     assert held_out_loss(tiny_model, blocks).value == pytest.approx(
         tiny_model(input_ids=ids, labels=labels).loss.item(), rel=1e-5
     )
-    with pytest.raises(EvaluationError, match="nothing to average"):
+    with pytest.raises(ValueError, match="nothing to average"):
         held_out_loss(tiny_model, blocks.select([]))
 
 

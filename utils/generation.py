@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from utils.adapters import AdapterError
+from utils.adapters import AdapterError, check_unmerged, plain_model
 
 DRAWS = 8  # of a row, before its nucleus is found by a sort
 most_probable = partial(torch.argmax, dim=-1, keepdim=True)  # greedy: (rows, vocabulary) -> (rows, 1)
@@ -59,8 +59,9 @@ def generate(
 ) -> list[Sample]:
     """Continue every prompt `samples` times by up to `new_tokens` tokens; prompt by prompt in the result.
 
-    Works for any causal model of transformers and for a `PeftModel` around one. A continuation stops before the first
-    end-of-text token and may be empty; without `do_sample` each token is the most probable one. The seed decides the
+    Works for a causal model of transformers and for a `PeftModel` around one (of peft's learned prompts, for prefix
+    tuning). A continuation stops before the first end-of-text token and may be empty. `temperature` divides the logits,
+    `top_p` is the nucleus's (see `draw`); without `do_sample` each token is the most probable one. The seed decides the
     texts together with `batch_size` (rows a step, one random stream for all of them); the caller's random state and
     the model's train/eval mode are left as they were. Raises `GenerationError` for unusable input.
     """
@@ -184,9 +185,7 @@ def beneath(model: nn.Module, rows: int) -> tuple[PreTrainedModel, Cache | None]
 
     All other adapters are layers inside that model.
     """
-    if not isinstance(model, PeftModel):
-        return model, None
-    return model.get_base_model(), model.get_prompt(rows) if virtual_tokens(model) else None
+    return plain_model(model), model.get_prompt(rows) if virtual_tokens(model) else None
 
 
 def virtual_tokens(model: nn.Module) -> int:
@@ -240,10 +239,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the plain base inside `model`: peft writes adapters *into* the base, so `base(...)` would use them too."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = plain_model(model)
+    check_unmerged(plain)
     layers = [m for m in plain.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
-    if any(layer.merged for layer in layers):
-        raise AdapterError("an adapter is merged into this base: use a freshly loaded one")
     trainable = {parameter: parameter.requires_grad for parameter in plain.parameters()}
     try:
         for layer in layers:
