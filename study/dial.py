@@ -10,11 +10,11 @@ import re
 from functools import partial
 
 from study.comparison import Bench
-from study.records import rows_of
+from study.records import rows_of, runs_folder
 from utils.adapters import load_base, scaling_vectors, set_scaling_vectors
 from utils.config import ASSETS, Profile
 from utils.data import PROMPTS, balanced_blocks
-from utils.evaluation import contrast, dial, strength_sweep
+from utils.evaluation import Vectors, contrast, dial, strength_sweep
 from utils.generation import generate
 from utils.metrics import Estimate
 from utils.runs import write_json
@@ -58,40 +58,43 @@ def run_dial(bench: Bench, seeds: list[int]) -> None:
         write_json(path, header | {"rows": rows})
 
 
-LADDER = (-3, -2, -1, 0, 1, 2, 3)
+LADDER = {"prompt": "The acting was", "seed": 1}
 
 
 def run_ladder(bench: Bench) -> None:
-    """`ladder.json`: the first prompt with the profile's seed at each strength of the positive adapter.
+    """`ladder.json`: one prompt with one seed at each strength of the contrast of the two adapters of seed 0.
 
     `text` ends at its last full sentence; `probability`: the words judge's, that prompt and text are positive.
     """
-    path = ASSETS / "runs" / bench.profile.name / "ladder.json"
-    profile, prompt = bench.profile, PROMPTS[0]
-    header = dial_header(profile, bench.fingerprint) | {"prompt": prompt, "seed": profile.seed, "judge": "words"}
+    path = runs_folder(bench) / "ladder.json"
+    profile = bench.profile
+    header = dial_header(profile, bench.fingerprint) | LADDER | {"curve": "contrast", "judge": "words"}
     if rows_of(path, header):
         return print(f"{path.name}: there already")
-    library = AdapterLibrary(load_base(profile)[0], bench.tokenizer)
-    library.load("positive", ASSETS / "adapters" / profile.name / f"positive-seed{profile.seed}")
-    vectors, rows = scaling_vectors(library.model, "positive"), []
-    options = profile.sampling | {"samples": 1, "seed": profile.seed}
+    library, positive, negative = adapters_of(bench, 0)
+    options = profile.sampling | {"samples": 1, "seed": LADDER["seed"]}
+    rows = []
     with library.use("positive") as model:
-        for strength in LADDER:
-            set_scaling_vectors(model, dial(vectors, strength))
-            (sample,) = generate(model, bench.tokenizer, [prompt], **options)
+        for strength in range(-3, 4):
+            set_scaling_vectors(model, contrast(positive, negative, strength))
+            (sample,) = generate(model, bench.tokenizer, [LADDER["prompt"]], **options)
             text = re.sub(r"(?<=[.!?])[^.!?]*$", "", sample.text)
-            probability = bench.judges["words"].probability([prompt + text])[0]
+            probability = bench.judges["words"].probability([LADDER["prompt"] + text])[0]
             rows.append({"strength": strength, "text": text, "probability": probability})
     return write_json(path, header | {"rows": rows})
 
 
-def sweep_seed(bench: Bench, seed: int) -> list[dict]:
-    """Both curves of one seed's pair of adapters, as JSON rows."""
-    folder = ASSETS / "adapters" / bench.profile.name
+def adapters_of(bench: Bench, seed: int) -> tuple[AdapterLibrary, Vectors, Vectors]:
+    """The two reference adapters of a seed on a base of their own, and their vectors: positive, negative."""
     library = AdapterLibrary(load_base(bench.profile)[0], bench.tokenizer)
     for task in ("positive", "negative"):
-        library.load(task, folder / f"{task}-seed{seed}")
-    positive, negative = (scaling_vectors(library.model, task) for task in ("positive", "negative"))
+        library.load(task, ASSETS / "adapters" / bench.profile.name / f"{task}-seed{seed}")
+    return library, *(scaling_vectors(library.model, task) for task in ("positive", "negative"))
+
+
+def sweep_seed(bench: Bench, seed: int) -> list[dict]:
+    """Both curves of one seed's pair of adapters, as JSON rows."""
+    library, positive, negative = adapters_of(bench, seed)
     curves = {"dial": partial(dial, positive), "contrast": partial(contrast, positive, negative)}
     profile = bench.profile
     blocks = balanced_blocks(bench.reviews["test"], bench.tokenizer, profile.block_length, profile.eval_blocks)

@@ -353,6 +353,7 @@ def test_a_diverged_run_is_an_error_not_a_record(blocks, tmp_path):
     with pytest.raises(training.TrainingError, match="lower learning rate"):
         run(blocks, tmp_path, model=model)
     assert not (tmp_path / "run.json").exists()
+    assert RunRecord.load(tmp_path / "running.json").status == "failed"
 
 
 def test_weight_decay_would_pull_the_vectors_to_zero(tiny_model):

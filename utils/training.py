@@ -205,15 +205,14 @@ def train(
             model.config.use_cache = use_cache
             model.eval()
 
-        history = readable_history(trainer.state.log_history)
-        try:
-            record.history = check_finite(history)
-        except DivergedError:
-            record.status = "failed"
-            if first:
-                record.save(folder / RUNNING)
-            raise
-        record.metrics = summary(history)
+        record.history = readable_history(trainer.state.log_history)
+        for number, row in enumerate(record.history):
+            if not all(math.isfinite(value) for value in row.values()):
+                record.status, record.history = "failed", record.history[:number]
+                if first:
+                    record.save(folder / RUNNING)
+                raise DivergedError(f"the loss is not finite at step {row['step']}: use a lower learning rate")
+        record.metrics = summary(record.history)
         record.time = {"steps_timed": len(progress.seconds), "step_seconds_median": statistics.median(progress.seconds)}
         record.memory = {"peak_bytes": peak.bytes}
         if arguments.world_size > 1:
@@ -355,14 +354,6 @@ def readable_history(log: list[dict]) -> list[dict]:
         if "eval_loss" in entry:
             row["eval_loss"] = float(entry["eval_loss"])
     return [rows[step] for step in sorted(rows) if len(rows[step]) > 1]
-
-
-def check_finite(history: list[dict]) -> list[dict]:
-    """The history itself; `DivergedError` names the first step whose loss is NaN or infinite."""
-    for row in history:
-        if not all(math.isfinite(value) for value in row.values()):
-            raise DivergedError(f"the loss is not finite at step {row['step']}: use a lower learning rate")
-    return history
 
 
 def summary(history: list[dict]) -> dict[str, float]:
