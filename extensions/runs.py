@@ -24,12 +24,11 @@ from extensions.models import load_model
 from extensions.recipes import BERT_DOCUMENT, BLOOM_BASE, RECIPES, Recipe
 from extensions.scoring import accuracy, commonest, f1, majority, task_scores
 from extensions.tasks import load_task, with_test
-from extensions.training import PerLabelTrainer, attach_recipe
+from extensions.training import attach_recipe, train_recipe
 from utils.adapters import base_fingerprint
 from utils.config import ASSETS, artifacts_dir
 from utils.runs import RunRecord, digest, environment, load_runs, read_json, write_atomic, write_json
 from utils.sizes import count_parameters
-from utils.training import train
 
 METHOD_NAMES = {
     "ia3": "(IA)³",
@@ -96,10 +95,10 @@ class LabBench:
         made_by = {"config_id": recipe.config_id(), "base": self.fingerprint, **recipe.learning_rates}
         if state.is_file() and read_json(folder / "made_by.json") == made_by | {"sha256": digest(state)}:
             return load_file(state)
-        train(
+        train_recipe(
             attach_recipe(model, recipe, "full"), self.examples["base"], recipe, method="full",
             eval_blocks=self.examples["validation"], folder=folder, seed=recipe.seed,
-            collator=make_collator(recipe, self.tokenizer), task="base", trainer_class=PerLabelTrainer,
+            collator=make_collator(recipe, self.tokenizer), task="base",
         )  # fmt: skip
         learned = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # tied weights become two
         if PartialState().is_main_process:
@@ -119,7 +118,7 @@ def train_lab(
     """
     recipe = recipe or bench.profile
     model = attach_method(bench.fresh(seed), recipe, method)
-    record = train(
+    record = train_recipe(
         model,
         examples or bench.examples["train"],
         recipe,
@@ -131,7 +130,6 @@ def train_lab(
         learning_rate=rate or learning_rate(recipe, method),
         collator=make_collator(recipe, bench.tokenizer),
         checkpointing=checkpointing,
-        trainer_class=PerLabelTrainer,
     )
     record.config["base"] = bench.fingerprint  # of a model that first learned its base part, what it began as
     return model, record

@@ -16,7 +16,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from extensions.encoding import IGNORED
 from extensions.recipes import Recipe
 from utils.adapters import AdapterError, carries_adapter, linear_modules
+from utils.runs import RunRecord
 from utils.sizes import is_head
+from utils.training import train
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BloomConfig, T5Config
@@ -156,3 +158,8 @@ class PerLabelTrainer(Trainer):
 def count_labels(examples: Dataset) -> int:
     """How many labels are predicted: all but those of -100."""
     return sum(int((torch.as_tensor(labels) != IGNORED).sum()) for labels in examples["labels"])
+
+
+def train_recipe(model: torch.nn.Module, examples: Dataset, recipe: Recipe, **options: object) -> RunRecord:
+    """`utils.training.train` with losses that are exact per label (`PerLabelTrainer`); the same options."""
+    return train(model, examples, recipe, trainer_class=PerLabelTrainer, **options)

@@ -25,11 +25,12 @@ import torch
 torch.set_num_threads(int(sys.argv[2]))
 import conftest
 from datasets import Dataset
-from utils.adapters import attach, load_base, save_adapter
+from utils.adapters import attach, load_base
 from utils.config import PROFILES, quiet
 from utils.data import to_blocks
 from utils.generation import generate
 from utils.runs import RunRecord
+from utils.saving import save_adapter
 from utils.training import train
 quiet()
 folder = Path(sys.argv[1])
