@@ -130,7 +130,7 @@ def test_a_model_that_knows_nothing_learns_its_base_part_once(lab, script, monke
     bench = LabBench(script.setup_lab(lab))
     first = bench.fresh(0).state_dict()
     again = LabBench(bench.profile)
-    monkeypatch.setattr(lab_runs, "train", None)
+    monkeypatch.setattr(lab_runs, "train_recipe", None)
     assert all(torch.equal(tensor, first[name]) for name, tensor in again.fresh(1).state_dict().items())
     begun = lab_runs.load_model(bench.profile)[0].state_dict()
     assert any(not torch.equal(tensor, first[name]) for name, tensor in begun.items())

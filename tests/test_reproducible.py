@@ -26,10 +26,11 @@ torch.set_num_threads(int(sys.argv[2]))
 import conftest
 from datasets import Dataset
 from utils.adapters import attach, load_base
-from utils.config import PROFILES, quiet
+from utils.config import PROFILES
 from utils.data import to_blocks
 from utils.generation import generate
 from utils.runs import RunRecord
+from utils.session import quiet
 from utils.saving import save_adapter
 from utils.training import train
 quiet()
