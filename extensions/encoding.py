@@ -2,7 +2,7 @@
 
 Labels are -100 where nothing is to be predicted: at padding, and at the prompt of an instruction. Each way of getting
 that wrong trains without an error: padding that is not masked teaches to write padding, a prompt that is not masked
-spends the loss on the question, a missing end token teaches never to stop. Not for: reading rows (`tasks.py`).
+spends the loss on the question, a missing end token teaches never to stop.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ judge: the scores leave it out, their `n` says how many remain, and `evaluate_sa
 Intervals are 95 % and speak about *these prompts*: what varies is the sampling. A share gets Wilson's interval, which,
 unlike the bootstrap, is honest at 0 and 1; prompts differ, so pooling them makes it wider than needed, never narrower.
 Means and ratios get the percentile bootstrap over texts (over prompts for distinct-n, over blocks for losses).
-
-Not for: generating (`generation.py`), tables and figures (`runs.py`, `plots.py`); nothing here prints.
 """
 
 from __future__ import annotations
