@@ -19,12 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from extensions.recipes import (
-    RECIPES,
-    Recipe,
-    describe_recipe,
-    setup_lab,
-)
+from extensions.recipes import RECIPES, Recipe, describe_recipe, setup_lab
 from extensions.runs import METHOD_NAMES, LabBench, lab_folder, learning_rate, measure_lab, methods_of, train_lab
 from study.comparison import chosen_rates, stranger
 from study.records import SEEDS, SWEEP_SEED, expected, make_one, sweep_method
@@ -70,11 +65,11 @@ def run_all(bench: LabBench, methods: list[str], seeds: list[int]) -> None:
     rates, folder = swept_rates(bench), lab_folder(bench.profile, ASSETS)
     jobs = {folder / f"{method}-seed{seed}.json": (method, seed) for seed in seeds for method in methods}
     missing = [path for path in jobs if not path.exists()]
-    print(f"{len(jobs) - len(missing)} of {len(jobs)} records there already{expected(missing, bench)}", flush=True)
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} records there already{expected(missing)}", flush=True)
     for path, (method, seed) in jobs.items():
         rate = rates.get(method, learning_rate(bench.profile, method))
 
-        def refuse(record: RunRecord, recipe: Recipe, fingerprint: str, method: str = method, rate: float = rate):
+        def refuse(record: RunRecord, recipe: Recipe, fingerprint: str, rate: float = rate) -> str | None:
             used = record.config.get("learning_rate", rate)
             return stranger(record, recipe, fingerprint) or (
                 f"trained at a rate of {used:g}, and the sweep chose {rate:g}" if used != rate else None

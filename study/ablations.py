@@ -142,11 +142,6 @@ def few_shot_rows(records: Iterable[RunRecord], whole: Iterable[RunRecord], revi
     return rows
 
 
-def vary_vectors(model: nn.Module, variant: str) -> None:
-    """Train only the vectors that `variant` names: "keys + values"."""
-    train_only(model, variant.split(" + "))
-
-
 def vary_layers(model: nn.Module, variant: str) -> None:
     """Train only a third of the layers ("first third"), all their vectors."""
     layers = model.config.n_layer
@@ -220,7 +215,7 @@ def mix_low_rank(model: nn.Module, _variant: str) -> None:
 
 
 VARIATIONS: dict[str, Callable[[nn.Module, str], None]] = {
-    "vectors": vary_vectors,
+    "vectors": lambda model, variant: train_only(model, variant.split(" + ")),  # "keys + values"
     "layers": vary_layers,
     "together": train_adapters,
     "granularity": vary_grain,
