@@ -7,8 +7,7 @@
 `sweep/` says which learning rate validation chooses for each method (on at most 800 training examples); the runs are
 made at that rate, or at the recipe's where nothing was swept. What is there and fits today's recipe and base model is
 skipped, what does not fit is refused by name, and an interrupted run goes on. Says at the start how long the missing
-runs take, from the records of past ones. LAB_PROFILE, LAB_OVERRIDE and LAB_DEVICE act as in the notebooks. Not for:
-students.
+runs take, from the records of past ones. LAB_PROFILE, LAB_OVERRIDE and LAB_DEVICE act as in the notebooks.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from study.comparison import Bench, measured, summarise, train_one
 from utils.adapters import attach, hold, ia3_config, ia3_parameters, load_base, lora_config
-from utils.metrics import Estimate
+from utils.metrics import middle
 from utils.runs import RunRecord
 from utils.sizes import inner_size, is_adapter, predict_ia3_count
 
@@ -112,16 +112,11 @@ def study_rows(records: Iterable[RunRecord], study: str, task: str = "positive")
         {
             "label": f"{row['variant']} ({row['trainable']:,})",
             "loss_change": row[after].value - row[before].value,
-            "validation_change": _value(row["best_loss"]) - _value(row["start_loss"]),
+            "validation_change": middle(row["best_loss"]) - middle(row["start_loss"]),
         }
         | {key: row[key] for key in ("variant", "trainable", "positivity")}
         for row in summarise(chosen, metrics, by="variant")
     ]
-
-
-def _value(number: float | Estimate) -> float:
-    """The number, or the middle of its interval."""
-    return number.value if isinstance(number, Estimate) else number
 
 
 def few_shot_rows(records: Iterable[RunRecord], whole: Iterable[RunRecord], reviews: int) -> list[dict[str, object]]:

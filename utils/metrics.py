@@ -40,6 +40,11 @@ class Estimate:
         return cls(**values)
 
 
+def middle(number: Estimate | float) -> float:
+    """The number, or the value of an `Estimate`."""
+    return number.value if isinstance(number, Estimate) else number
+
+
 def mean_interval(values: Sequence[float]) -> Estimate:
     """Mean over seeds with Student's 95 % t-interval; one value has no width. ValueError for none.
 
@@ -194,7 +199,7 @@ def _cell(value: object, metric: Metric | None) -> str:
 
 def _best(values: Sequence[object], metric: Metric | None) -> list[int]:
     """Where the best value stands (ties all count); nowhere without a direction or with fewer than two numbers."""
-    numbers = {i: v.value if isinstance(v, Estimate) else v for i, v in enumerate(values)}
+    numbers = {i: middle(v) for i, v in enumerate(values)}
     numbers = {i: v for i, v in numbers.items() if isinstance(v, (int, float))}
     if metric is None or metric.better is None or len(numbers) < 2:
         return []
