@@ -17,11 +17,12 @@ from peft import PeftModel
 from transformers import GPT2LMHeadModel
 
 from bench.rows import PROCESSOR_TIME, PROFILE_OF, Row, Sizes, make_model, now, own_process, row, seconds, tokenizer
+from extensions.mixed import mixed_adapters
 from study.cost import training_cost
 from utils.adapters import METHODS, attach, ia3_parameters
 from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
-from utils.generation import evaluation_mode, generate, interleave, mixed_adapters
+from utils.generation import evaluation_mode, generate, interleave
 from utils.gpu import pick_device
 from utils.saving import AdapterLibrary, save_adapter
 

@@ -1,7 +1,7 @@
 """Reading a student's answer, and naming what is wrong with it: for the checks in this package.
 
 An answer can be any object, one that equals everything included. So `plain` and `tensors` first turn it into plain
-Python values or bare tensors, by exact type; only those are compared. Not for: printing, or what is right.
+Python values or bare tensors, by exact type; only those are compared.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The checks of notebook 04's exercises: `CHECKS[number](answer, seed)` returns, or raises `Wrong` or `NotYet`.
 
-Reached through `checks.check()`. Not for: the exercises' texts and model answers, which stand in the notebook.
+`exercises.check` calls them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The checks of notebook 01's exercises: `CHECKS[number](answer, seed)` returns, or raises `Wrong` or `NotYet`.
 
-Each draws inputs, computes the answer in a slow and obvious way, and knows the usual mistakes by their results. Reached
-through `checks.check()`. Not for: the exercises' texts and model answers, which stand in the notebook.
+Each draws inputs, computes the answer in a slow and obvious way, and knows the usual mistakes by their results.
+`exercises.check` calls them.
 """
 
 from __future__ import annotations

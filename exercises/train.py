@@ -1,7 +1,7 @@
 """The checks of notebook 02's exercises: `CHECKS[number](answer, seed)` returns, or raises `Wrong` or `NotYet`.
 
-Those about models are made in `train_models.py`; nothing but the files of 2.9 is loaded. Reached through
-`checks.check()`. Not for: the exercises' texts and model answers, which stand in the notebook.
+Those about models are made in `train_models.py`; nothing but the files of 2.9 is loaded. `exercises.check`
+calls them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The checks of 02's exercises about models: 2.1, 2.2 and 2.6. The others, and `CHECKS`, are in `train.py`.
 
-Models are GPT-2s of two narrow layers, made here; nothing is loaded. Not for: the exercises' texts and model answers,
-which stand in the notebook.
+Models are GPT-2s of two narrow layers, made here; nothing is loaded.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@
 `sweep/` says which learning rate validation chooses for each method (on at most 800 training examples); the runs are
 made at that rate, or at the recipe's where nothing was swept. What is there and fits today's recipe and base model is
 skipped, what does not fit is refused by name, and an interrupted run goes on. Says at the start how long the missing
-runs take, from the records of past ones. LAB_PROFILE, LAB_OVERRIDE and LAB_DEVICE act as in the notebooks. Not for:
-students.
+runs take, from the records of past ones. LAB_PROFILE, LAB_OVERRIDE and LAB_DEVICE act as in the notebooks.
 """
 
 from __future__ import annotations
@@ -19,12 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from extensions.recipes import (
-    RECIPES,
-    Recipe,
-    describe_recipe,
-    setup_lab,
-)
+from extensions.recipes import RECIPES, Recipe, describe_recipe, setup_lab
 from extensions.runs import METHOD_NAMES, LabBench, lab_folder, learning_rate, measure_lab, methods_of, train_lab
 from study.comparison import chosen_rates, stranger
 from study.records import SEEDS, SWEEP_SEED, expected, make_one, sweep_method
@@ -70,11 +64,11 @@ def run_all(bench: LabBench, methods: list[str], seeds: list[int]) -> None:
     rates, folder = swept_rates(bench), lab_folder(bench.profile, ASSETS)
     jobs = {folder / f"{method}-seed{seed}.json": (method, seed) for seed in seeds for method in methods}
     missing = [path for path in jobs if not path.exists()]
-    print(f"{len(jobs) - len(missing)} of {len(jobs)} records there already{expected(missing, bench)}", flush=True)
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} records there already{expected(missing)}", flush=True)
     for path, (method, seed) in jobs.items():
         rate = rates.get(method, learning_rate(bench.profile, method))
 
-        def refuse(record: RunRecord, recipe: Recipe, fingerprint: str, method: str = method, rate: float = rate):
+        def refuse(record: RunRecord, recipe: Recipe, fingerprint: str, rate: float = rate) -> str | None:
             used = record.config.get("learning_rate", rate)
             return stranger(record, recipe, fingerprint) or (
                 f"trained at a rate of {used:g}, and the sweep chose {rate:g}" if used != rate else None

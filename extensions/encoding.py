@@ -2,7 +2,7 @@
 
 Labels are -100 where nothing is to be predicted: at padding, and at the prompt of an instruction. Each way of getting
 that wrong trains without an error: padding that is not masked teaches to write padding, a prompt that is not masked
-spends the loss on the question, a missing end token teaches never to stop. Not for: reading rows (`tasks.py`).
+spends the loss on the question, a missing end token teaches never to stop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ def encode(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) ->
     label text that is too long, an empty text, instruction or answer; and where no row is left.
     """
     one = ENCODERS[recipe.task_type]
-    examples = [_named(number, one, recipe, row, tokenizer) for number, row in enumerate(rows)]
+    examples = []
+    for number, row in enumerate(rows):
+        try:
+            examples.append(one(recipe, row, tokenizer))
+        except DataError as error:
+            raise DataError(f"row {number}: {error}") from None
     kept = [example for example in examples if example["labels"] is not None]
     shortened = sum(example.pop("shortened") for example in kept)
     if shortened:
@@ -36,13 +41,6 @@ def encode(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) ->
     if not kept:
         raise DataError(f"none of {len(rows)} examples fits into {recipe.max_length} tokens: raise max_length")
     return Dataset.from_list(kept)
-
-
-def _named(number: int, one: Callable, recipe: Recipe, row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
-    try:
-        return one(recipe, row, tokenizer)
-    except DataError as error:
-        raise DataError(f"row {number}: {error}") from None
 
 
 def encode_pair(recipe: Recipe, row: dict, tokenizer: PreTrainedTokenizerBase) -> dict:

@@ -1,8 +1,7 @@
 """Chinese instructions of the course's own making: short facts put into templates, each with its one right answer.
 
-For: `made_instructions`, a few hundred rows like those of a Chinese Alpaca set (instruction, input, output), in two
-manners of answering. They show prompts, masks and losses on a small model, and whether an adapter changes the manner
-and keeps the answer. Not for: teaching a language; a model that answers them all knows nothing else.
+A few hundred rows like those of a Chinese Alpaca set, in two manners of answering: they show prompts, masks and losses
+on a small model, and whether an adapter changes the manner and keeps the answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Float weights out of an int8 ONNX file: the numbers and their names, nothing is executed.
 
 For: files that onnxruntime's dynamic quantiser wrote, in which a matrix W is stored as integers q with W = (q - z) s.
-The package `onnx` reads the file (`requirements-extensions.txt`). Not for: knowing which model they belong to
-(`standins.py`).
+The package `onnx` reads the file (`requirements-extensions.txt`).
 """
 
 from __future__ import annotations

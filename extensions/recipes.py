@@ -239,7 +239,10 @@ def load_recipe(lab: str, size: str | None = None) -> Recipe:
     The numbers of `LAB_OVERRIDE` and the folders of `LAB_MODELS_DIR` and `LAB_DATA_DIR` are put in.
     Raises ConfigError for an unknown name, a bad override, or a folder that is not there.
     """
-    size = size or os.environ.get("LAB_PROFILE") or _default_size()
+    if not (size := size or os.environ.get("LAB_PROFILE")):
+        import torch
+
+        size = "full" if torch.cuda.is_available() else "mini"
     if lab not in RECIPES:
         raise ConfigError(f"unknown lab {lab!r}: choose from {', '.join(RECIPES)}")
     if size not in SIZES:
@@ -268,12 +271,6 @@ def with_data(recipe: Recipe, folder: Path | str) -> Recipe:
 def own_data(recipe: Recipe) -> Recipe:
     """`recipe` on the data that its size has by itself, whatever `LAB_DATA_DIR` says; the overrides stay."""
     return override(RECIPES[recipe.lab][recipe.size], os.environ.get("LAB_OVERRIDE", ""))
-
-
-def _default_size() -> str:
-    import torch
-
-    return "full" if torch.cuda.is_available() else "mini"
 
 
 def _folder(variable: str, name: str) -> str:

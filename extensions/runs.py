@@ -1,8 +1,7 @@
 """The optional labs' run records: what one run is, where its record lies, and which records fit today's recipe.
 
 For: `LabBench` (what all runs of a recipe share), `measure_lab` (one run, as `python -m extensions` makes it),
-`reference_runs` (what a notebook reads). Not for: training itself (`training.py`), scores (`scoring.py`), the main
-course's records (`comparison.py`).
+`reference_runs` (what a notebook reads).
 """
 
 from __future__ import annotations

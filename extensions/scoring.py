@@ -1,9 +1,4 @@
-"""How well a model does a lab's task: classes predicted, label texts and answers written, each score with an interval.
-
-For: predictions of a classifier, greedy text of an encoder-decoder, accuracy, F1, exact match, the loss of a test set,
-and all that a lab's run record holds (`task_scores`). Not for: text that is judged by its mood or fluency
-(`evaluation.py`, whose intervals are used here).
-"""
+"""How well a model does a lab's task: classes predicted, label texts and answers written, each with an interval."""
 
 from __future__ import annotations
 

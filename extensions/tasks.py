@@ -128,9 +128,7 @@ def _member(path: Path, name: str) -> bytes:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: put it there, or unset LAB_DATA_DIR to take the Hub's copy") from None
+        return _existing(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path.name} is not in UTF-8 ({error}): get the file again") from error
 

@@ -151,13 +151,10 @@ class PerLabelTrainer(Trainer):
     def evaluation_loop(self, dataloader: DataLoader, *arguments: object, **options: object) -> EvalLoopOutput:
         """The Trainer's, with its mean over rows made one over labels."""
         output = super().evaluation_loop(dataloader, *arguments, **options)
-        output.metrics["eval_loss"] *= len(dataloader.dataset) / count_labels(dataloader.dataset)
+        labels = dataloader.dataset["labels"]
+        predicted = sum(int((torch.as_tensor(label) != IGNORED).sum()) for label in labels)
+        output.metrics["eval_loss"] *= len(labels) / predicted
         return output
-
-
-def count_labels(examples: Dataset) -> int:
-    """How many labels are predicted: all but those of -100."""
-    return sum(int((torch.as_tensor(labels) != IGNORED).sum()) for labels in examples["labels"])
 
 
 def train_recipe(model: torch.nn.Module, examples: Dataset, recipe: Recipe, **options: object) -> RunRecord:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from study.comparison import Bench, measured, summarise, train_one
 from utils.adapters import attach, hold, ia3_config, ia3_parameters, load_base, lora_config
-from utils.metrics import Estimate
+from utils.metrics import middle
 from utils.runs import RunRecord
 from utils.sizes import inner_size, is_adapter, predict_ia3_count
 
@@ -112,16 +112,11 @@ def study_rows(records: Iterable[RunRecord], study: str, task: str = "positive")
         {
             "label": f"{row['variant']} ({row['trainable']:,})",
             "loss_change": row[after].value - row[before].value,
-            "validation_change": _value(row["best_loss"]) - _value(row["start_loss"]),
+            "validation_change": middle(row["best_loss"]) - middle(row["start_loss"]),
         }
         | {key: row[key] for key in ("variant", "trainable", "positivity")}
         for row in summarise(chosen, metrics, by="variant")
     ]
-
-
-def _value(number: float | Estimate) -> float:
-    """The number, or the middle of its interval."""
-    return number.value if isinstance(number, Estimate) else number
 
 
 def few_shot_rows(records: Iterable[RunRecord], whole: Iterable[RunRecord], reviews: int) -> list[dict[str, object]]:
@@ -140,11 +135,6 @@ def few_shot_rows(records: Iterable[RunRecord], whole: Iterable[RunRecord], revi
             after, before = row.pop("test_loss_positive"), row.pop("base_test_loss_positive")
             rows.append(row | {"method": method, "loss_change": after.value - before.value})
     return rows
-
-
-def vary_vectors(model: nn.Module, variant: str) -> None:
-    """Train only the vectors that `variant` names: "keys + values"."""
-    train_only(model, variant.split(" + "))
 
 
 def vary_layers(model: nn.Module, variant: str) -> None:
@@ -220,7 +210,7 @@ def mix_low_rank(model: nn.Module, _variant: str) -> None:
 
 
 VARIATIONS: dict[str, Callable[[nn.Module, str], None]] = {
-    "vectors": vary_vectors,
+    "vectors": lambda model, variant: train_only(model, variant.split(" + ")),  # "keys + values"
     "layers": vary_layers,
     "together": train_adapters,
     "granularity": vary_grain,

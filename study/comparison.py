@@ -21,7 +21,7 @@ from utils.evaluation import evaluate_samples, held_out_loss
 from utils.generation import generate
 from utils.gpu import fast_bf16
 from utils.judges import load_judges
-from utils.metrics import Estimate, mean_interval
+from utils.metrics import Estimate, mean_interval, middle
 from utils.runs import RunRecord, environment, load_runs
 from utils.saving import save_adapter
 from utils.session import reuse_freed_memory
@@ -226,7 +226,7 @@ def _over_seeds(values: list) -> object:
         return values[0] if values else None
     if len(set(values)) == 1 and not isinstance(values[0], Estimate):
         return values[0]  # a count: the same for every seed
-    return mean_interval([value.value if isinstance(value, Estimate) else value for value in values])
+    return mean_interval([middle(value) for value in values])
 
 
 def paired_difference(records: Sequence[RunRecord], method: str, other: str, metric: str) -> Estimate:
@@ -237,6 +237,6 @@ def paired_difference(records: Sequence[RunRecord], method: str, other: str, met
     values: dict[str, dict[int, float]] = {method: {}, other: {}}
     for record in records:
         if record.method in values and (value := record.value(metric)) is not None:
-            values[record.method][record.seed] = value.value if isinstance(value, Estimate) else value
+            values[record.method][record.seed] = middle(value)
     common = sorted(values[method].keys() & values[other].keys())
     return mean_interval([values[method][seed] - values[other][seed] for seed in common])

@@ -5,7 +5,6 @@ And the ladder: what one prompt becomes at each strength, as README shows it.
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 
@@ -17,7 +16,7 @@ from utils.data import PROMPTS, balanced_blocks
 from utils.evaluation import Vectors, contrast, dial, strength_sweep
 from utils.generation import generate
 from utils.metrics import Estimate
-from utils.runs import write_json
+from utils.runs import read_json, write_json
 from utils.saving import AdapterLibrary
 
 
@@ -32,9 +31,9 @@ def dial_header(profile: Profile, fingerprint: str) -> dict[str, object]:
 def load_reference_dial(profile: Profile, fingerprint: str) -> tuple[list[dict], str | None]:
     """Rows of this profile's committed dial, or none and the reason: no record, another configuration or base."""
     path = ASSETS / "runs" / profile.name / "dial.json"
-    if not path.exists():
+    record = read_json(path)
+    if not record:
         return [], f"no reference run of the dial for profile {profile.name}: not measured"
-    record = json.loads(path.read_text(encoding="utf-8"))
     header = dial_header(profile, fingerprint)
     if {key: record.get(key) for key in header} != header:
         return [], f"{path.name} was made with another configuration, base model or sampling: not used"

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from utils.adapters import METHODS
-from utils.metrics import METRICS, Estimate, pareto_front
+from utils.metrics import METRICS, Estimate, middle, pareto_front
 from utils.plots import BLACK, BLUE, GREY, STYLES, WHITE, apply_style, new_axes
 from utils.runs import RunRecord
 
@@ -112,10 +112,9 @@ def few_shot_curves(
             points = sorted((r["train_reviews"], r[metric]) for r in rows if r["method"] == method)
             shift = 1 + 0.06 * (step - 1)  # so that intervals stand beside each other
             x, values = [count * shift for count, _ in points], [value for _, value in points]
-            middle = [v.value if isinstance(v, Estimate) else v for v in values]
             if isinstance(values[0], Estimate):
                 ax.vlines(x, [v.low for v in values], [v.high for v in values], color=colour, linewidth=1.5)
-            ax.plot(x, middle, color=colour, marker=marker, linestyle=line, label=METHODS[method])
+            ax.plot(x, [middle(v) for v in values], color=colour, marker=marker, linestyle=line, label=METHODS[method])
         ax.axhline(levels[metric], color=BLACK, linestyle=":", linewidth=1.2)
         ax.annotate("base", (1, levels[metric]), (-2, 3), xycoords=("axes fraction", "data"),
                     textcoords="offset points", ha="right", fontsize=10)  # fmt: skip
@@ -171,7 +170,7 @@ def cost_vs_quality(
     sign = -1 if metric.better == "lower" else 1
     paid = [row for row in rows if row[cost]]
     for row in rows:
-        value, low, high = _interval(row[quality])
+        value = middle(row[quality])
         label = METHODS.get(row["method"], row["method"])
         colour, marker, _ = STYLES.get(row["method"], STYLES["base"])
         if not row[cost]:
@@ -179,10 +178,11 @@ def cost_vs_quality(
             ax.annotate(f"{label}: {value:.{metric.digits}f}", (0.01, value), (0, 4), color=GREY,
                         xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
             continue
+        low, high = (row[quality].low, row[quality].high) if isinstance(row[quality], Estimate) else (value, value)
         ax.errorbar(row[cost], value, [[value - low], [high - value]], color=colour, marker=marker, markersize=9,
                     capsize=4, linestyle="none", label=label)  # fmt: skip
-    front = pareto_front([(row[cost], sign * _interval(row[quality])[0]) for row in paid])
-    ax.plot([paid[i][cost] for i in front], [_interval(paid[i][quality])[0] for i in front], color=GREY, linewidth=1,
+    front = pareto_front([(row[cost], sign * middle(row[quality])) for row in paid])
+    ax.plot([paid[i][cost] for i in front], [middle(paid[i][quality]) for i in front], color=GREY, linewidth=1,
             zorder=0, label="Pareto front:\nnothing cheaper is better")  # fmt: skip
     arrow = {"higher": ", better: ↑", "lower": ", better: ↓", None: ""}[metric.better]
     ax.set(xscale="log", xlabel=f"← better: {_axis(cost)}, log scale", ylabel=f"{_axis(quality)}{arrow}")
@@ -197,8 +197,3 @@ def cost_vs_quality(
 def _axis(name: str) -> str:
     metric = METRICS[name]
     return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
-
-
-def _interval(value: object) -> tuple[float, float, float]:
-    """Value, low and high of an Estimate; a bare number has no width."""
-    return (value.value, value.low, value.high) if isinstance(value, Estimate) else (float(value),) * 3

@@ -29,12 +29,12 @@ def runs_folder(bench: Bench) -> Path:
 def make_all(bench: Bench, jobs: Jobs) -> None:
     """Every record that is missing, one after another; first says how long that takes, going by the records there."""
     missing = [path for path in jobs if not path.exists()]
-    print(f"{len(jobs) - len(missing)} of {len(jobs)} records there already{expected(missing, bench)}", flush=True)
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} records there already{expected(missing)}", flush=True)
     for path, make in jobs.items():
         make_one(bench, path, make, misfit)
 
 
-def expected(missing: list[Path], bench: Bench) -> str:
+def expected(missing: list[Path]) -> str:
     """ ", about 30 min for the others", from the median time of such records; empty where there is none yet."""
     seconds = [json.loads(path.read_text(encoding="utf-8"))["time"].get("run_seconds")
                for folder in {path.parent for path in missing} for path in folder.glob("*-seed*.json")]  # fmt: skip

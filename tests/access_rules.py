@@ -1,8 +1,7 @@
 """What readers who see, print or listen differently need: rules for notebooks and pages, and for colours.
 
 Notebook -> list of problems, as in notebook_rules.py; for tests/test_access.py. A page of Markdown is read as a
-notebook of one cell (`page`). Not for whether there is an alt text, and not for the order of headings: those are in
-notebook_rules.py.
+notebook of one cell (`page`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 For `make test-order`, minutes long and so not part of the unit tests: pytest collects it only where it is named. Each
 cell's output is compared with the stored one as nbval compares it; with other sizes (LAB_OVERRIDE) the stored ones do
 not hold, and a cell's second output is compared with its first. After a restart a section may also stop with a
-NameError, which says what to run. Not for the order of names without running (test_order.py).
+NameError, which says what to run.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ MAY_IMPORT = {  # besides itself
     "exercises": {"utils"},
     "study": {"utils"},
     "extensions": {"utils", "exercises", "study"},
-    "bench": {"utils", "study"},
+    "bench": {"utils", "study", "extensions"},
     "grading": {"utils", "exercises", "study"},
     "scripts": {"utils", "exercises", "study", "extensions", "bench", "grading"},
 }

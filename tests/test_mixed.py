@@ -13,10 +13,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from extensions.mixed import mixed_adapters, repeated
 from extensions.recipes import RECIPES
 from extensions.training import recipe_config
 from utils.adapters import AdapterError, attach, ia3_config
-from utils.generation import generate, mixed_adapters, repeated
+from utils.generation import generate
 from utils.saving import AdapterLibrary, save_adapter
 
 NAMES = ["up", None, "down", "up"]

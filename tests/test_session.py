@@ -45,7 +45,7 @@ def row(report: session.EnvironmentCheck, name: str) -> list[str]:
 
 def test_all_versions_agree(installed, requirements):
     report = check_environment(requirements)
-    assert report.ok and report.failures == () and report.command is None
+    assert report.failures == () and report.command is None
     assert row(report, "torch") == ["torch", "2.13.0", "2.13.0", "OK"]  # the build suffix does not count
     assert "3 of 3 packages OK" in str(report)
     assert "FAIL" not in str(report) and "pip" not in str(report)
@@ -54,7 +54,7 @@ def test_all_versions_agree(installed, requirements):
 def test_wrong_version_fails_with_the_command(installed, requirements):
     installed["peft"] = "0.13.0"
     report = check_environment(requirements)
-    assert not report.ok
+    assert [package.name for package in report.failures] == ["peft"]
     assert row(report, "peft") == ["peft", "0.21.2", "0.13.0", "FAIL"]
     assert row(report, "torch")[-1] == "OK"
     assert "pip install peft==0.21.2 -c constraints.txt" in str(report)

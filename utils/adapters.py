@@ -144,11 +144,6 @@ def lora_config() -> LoraConfig:
     )  # fmt: skip
 
 
-def prefix_config() -> PrefixTuningConfig:
-    """20 virtual tokens whose keys and values are learned in each layer (Li & Liang 2021), without a projection."""
-    return PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=PREFIX_TOKENS)
-
-
 def attach(model: GPT2LMHeadModel, method: str, seed: int = 0) -> GPT2LMHeadModel | PeftModel:
     """Make `model` trainable by `method` (a key of `METHODS`) in place; peft's methods also wrap it.
 
@@ -167,7 +162,9 @@ def attach(model: GPT2LMHeadModel, method: str, seed: int = 0) -> GPT2LMHeadMode
     elif method == "lora":
         model = get_peft_model(model, lora_config())
     elif method == "prefix":
-        model = get_peft_model(model, prefix_config())
+        # keys and values of 20 virtual tokens are learned in each layer (Li & Liang 2021), without a projection
+        config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=PREFIX_TOKENS)
+        model = get_peft_model(model, config)
     elif method == "bottleneck":
         insert_bottlenecks(model)
     else:  # BitFit (Ben Zaken et al. 2022) trains every bias, those of the norms included
@@ -201,18 +198,13 @@ class Bottleneck(nn.Module):
         return self.up(nn.functional.gelu(self.down(hidden), approximate="tanh"))
 
 
-def add_bottleneck(module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-    """Forward hook of a feed-forward module: its output, plus what its `adapter` makes of it."""
-    return output + module.adapter(output)
-
-
 def insert_bottlenecks(model: nn.Module) -> None:
     """Pfeiffer et al. (2021): freeze the model; one `Bottleneck` behind the feed-forward module of each block."""
     model.requires_grad_(False)
     for block in model.transformer.h:
         adapter = Bottleneck(model.config.n_embd, bottleneck_size(model.config))
         block.mlp.adapter = adapter.to(model.device, model.dtype)
-        block.mlp.register_forward_hook(add_bottleneck)
+        block.mlp.register_forward_hook(lambda module, _inputs, output: output + module.adapter(output))
 
 
 def hold_queries(model: nn.Module) -> None:

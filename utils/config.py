@@ -213,29 +213,22 @@ def load_profile(name: str | None = None) -> Profile:
     The numbers of `LAB_OVERRIDE` and the folder of `LAB_GPT2_DIR` are put in.
     Raises ConfigError for an unknown name, a bad override, or a `LAB_GPT2_DIR` that is not a folder.
     """
-    name = name or os.environ.get("LAB_PROFILE") or _default_name()
+    if not (name := name or os.environ.get("LAB_PROFILE")):
+        import torch
+
+        name = "gpt2" if torch.cuda.is_available() else "mini"
     if name not in PROFILES:
         raise ConfigError(f"unknown profile {name!r}: set LAB_PROFILE to one of {', '.join(PROFILES)}")
     profile = PROFILES[name]
     if name == "gpt2" and os.environ.get("LAB_GPT2_DIR"):
-        profile = replace(profile, model=_gpt2_folder(), model_revision=None, reviews="package", reviews_revision=None)
+        folder = Path(os.environ["LAB_GPT2_DIR"]).expanduser().resolve()
+        if not folder.is_dir():
+            raise ConfigError(
+                f"LAB_GPT2_DIR names {folder}, which is not a folder: give the folder that holds config.json, "
+                "model.safetensors and tokenizer.json, or unset LAB_GPT2_DIR"
+            )
+        profile = replace(profile, model=str(folder), model_revision=None, reviews="package", reviews_revision=None)
     return override(profile, os.environ.get("LAB_OVERRIDE", ""))
-
-
-def _default_name() -> str:
-    import torch
-
-    return "gpt2" if torch.cuda.is_available() else "mini"
-
-
-def _gpt2_folder() -> str:
-    folder = Path(os.environ["LAB_GPT2_DIR"]).expanduser().resolve()
-    if not folder.is_dir():
-        raise ConfigError(
-            f"LAB_GPT2_DIR names {folder}, which is not a folder: give the folder that holds config.json, "
-            "model.safetensors and tokenizer.json, or unset LAB_GPT2_DIR"
-        )
-    return str(folder)
 
 
 def describe(profile: Profile) -> str:

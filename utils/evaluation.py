@@ -6,8 +6,6 @@ judge: the scores leave it out, their `n` says how many remain, and `evaluate_sa
 Intervals are 95 % and speak about *these prompts*: what varies is the sampling. A share gets Wilson's interval, which,
 unlike the bootstrap, is honest at 0 and 1; prompts differ, so pooling them makes it wider than needed, never narrower.
 Means and ratios get the percentile bootstrap over texts (over prompts for distinct-n, over blocks for losses).
-
-Not for: generating (`generation.py`), tables and figures (`runs.py`, `plots.py`); nothing here prints.
 """
 
 from __future__ import annotations
@@ -52,9 +50,9 @@ def positivity(samples: Sequence[Sample], judge: Judge) -> Estimate:
 
 
 def fluency(samples: Sequence[Sample], base: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Estimate:
-    """Perplexity of the continuations given their prompts under the frozen base: exp(nats / tokens) over all texts.
+    """Perplexity (Jelinek et al. 1977) of the continuations given their prompts under the frozen base, over all texts.
 
-    Perplexity is that of Jelinek et al. (1977). Lower is more predictable, not always better.
+    exp(nats / tokens): lower is more predictable, not always better.
     """
     nats, tokens = continuation_nats(samples, base, tokenizer)
     return bootstrap_interval(nats, tokens, transform=np.exp)
@@ -138,21 +136,15 @@ def continuation_nats(
     order = sorted(range(len(kept)), key=lambda i: len(contexts[i]) + len(texts[i]))
     with adapters_off(base) as model, evaluation_mode(model):
         for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            nats[chosen] = _batch_nats(model, [contexts[i] for i in chosen], [texts[i] for i in chosen])
+            chosen = order[start : start + batch_size]  # by length: the last is the longest
+            ids = torch.zeros(len(chosen), len(contexts[chosen[-1]]) + len(texts[chosen[-1]]), dtype=torch.long)
+            labels = torch.full_like(ids, -100)
+            for row, i in enumerate(chosen):  # padded on the right: causal attention never sees it
+                before, end = len(contexts[i]), len(contexts[i]) + len(texts[i])
+                ids[row, :end] = torch.tensor(contexts[i] + texts[i])
+                labels[row, before:end] = torch.tensor(texts[i])
+            nats[chosen] = _row_nats(model, ids, labels)
     return nats, tokens
-
-
-def _batch_nats(model: nn.Module, contexts: list[list[int]], texts: list[list[int]]) -> np.ndarray:
-    """Sum of -log p over the tokens of each text, (rows,). Padded on the right: causal attention never sees it."""
-    longest = max(len(context) + len(text) for context, text in zip(contexts, texts, strict=True))
-    ids = torch.zeros(len(texts), longest, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    for row, (context, text) in enumerate(zip(contexts, texts, strict=True)):
-        end = len(context) + len(text)
-        ids[row, :end] = torch.tensor(context + text)
-        labels[row, len(context) : end] = torch.tensor(text)
-    return _row_nats(model, ids, labels)
 
 
 def _row_nats(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> np.ndarray:

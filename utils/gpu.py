@@ -162,13 +162,8 @@ def bf16_gain() -> float:
     return fastest[0] / fastest[1]
 
 
-def compute_dtype(device: torch.device | str) -> torch.dtype:
-    """The dtype of matrix products under `autocast(device)`; weights and (IA)³ vectors stay float32."""
-    return torch.bfloat16 if fast_bf16(device) else torch.float32
-
-
 def autocast(device: torch.device | str) -> AbstractContextManager:
-    """bfloat16 autocast where `fast_bf16`, else a context that changes nothing."""
+    """bfloat16 autocast where `fast_bf16` (weights and (IA)³ vectors stay float32), else no change."""
     kind = torch.device(device).type
     return torch.autocast(kind, dtype=torch.bfloat16) if fast_bf16(device) else contextlib.nullcontext()
 

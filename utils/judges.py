@@ -1,8 +1,6 @@
 """Judges of positivity: is a text positive or negative, by words or by character n-grams.
 
 Fitted on reviews that no adapter trains on, cut into pieces about as long as generated texts, and stored as data.
-
-Not for: scoring samples (`evaluation.py` does, and passes these names on).
 """
 
 from __future__ import annotations

@@ -40,6 +40,11 @@ class Estimate:
         return cls(**values)
 
 
+def middle(number: Estimate | float) -> float:
+    """The number, or the value of an `Estimate`."""
+    return number.value if isinstance(number, Estimate) else number
+
+
 def mean_interval(values: Sequence[float]) -> Estimate:
     """Mean over seeds with Student's 95 % t-interval; one value has no width. ValueError for none.
 
@@ -120,7 +125,6 @@ METRICS: dict[str, Metric] = {
     "base_test_loss_positive": Metric("base, positive", "nats/token", None, 3),
     "base_test_loss_negative": Metric("base, negative", "nats/token", None, 3),
     "loss_change": Metric("loss, minus the base's", "nats/token", "lower", 4),
-    "loss_negative": Metric("loss, negative reviews", "nats/token", None, 3),
     "accuracy": Metric("accuracy", "share", "higher", 2),
     "f1": Metric("F1", "share", "higher", 2),
     "majority": Metric("commonest answer", "share", None, 2),
@@ -129,17 +133,14 @@ METRICS: dict[str, Metric] = {
     "positivity": Metric("positive, words", "share", "higher", 2),
     "positivity_chars": Metric("positive, characters", "share", "higher", 2),
     "perplexity": Metric("perplexity of the text", "base model", None, 1),
-    "perplexity_ratio": Metric("perplexity", "x base", "lower", 2),
     "relevance": Metric("relevance", "nats/token", None, 3),
     "distinct_1": Metric("distinct-1", "share", "higher", 2),
     "distinct_2": Metric("distinct-2", "share", "higher", 2),
     "repeated_4grams": Metric("repeated 4-grams", "share", "lower", 3),
     "empty": Metric("empty", "share", "lower", 3),
-    "train_seconds": Metric("training", "s", "lower", 0),
     "step_seconds": Metric("a step", "s", "lower", 3),
     "step_seconds_median": Metric("a step", "s, median", "lower", 3),
     "peak_bytes": Metric("peak memory", "bytes", "lower", 0),
-    "peak_memory": Metric("peak memory", "MiB", "lower", 0),
     "ms_per_token_median": Metric("a token", "ms, median", "lower", 2),
     "tokens_per_second": Metric("speed", "tokens/s", "higher", 0),
     "step_ratio": Metric("a step", "x full", "lower", 2),
@@ -198,7 +199,7 @@ def _cell(value: object, metric: Metric | None) -> str:
 
 def _best(values: Sequence[object], metric: Metric | None) -> list[int]:
     """Where the best value stands (ties all count); nowhere without a direction or with fewer than two numbers."""
-    numbers = {i: v.value if isinstance(v, Estimate) else v for i, v in enumerate(values)}
+    numbers = {i: middle(v) for i, v in enumerate(values)}
     numbers = {i: v for i, v in numbers.items() if isinstance(v, (int, float))}
     if metric is None or metric.better is None or len(numbers) < 2:
         return []

@@ -48,11 +48,6 @@ class EnvironmentCheck:
         return tuple(package for package in self.packages if package.state == "FAIL")
 
     @property
-    def ok(self) -> bool:
-        """True where every package has the version the course was written with."""
-        return not self.failures
-
-    @property
     def command(self) -> str | None:
         """The pip command that repairs the failures, to be run in the course's folder; None where there are none."""
         pins = " ".join(f"{package.name}=={package.required}" for package in self.failures)
