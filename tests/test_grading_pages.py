@@ -11,17 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from grading_course import (
-    ANSWER,
-    PLAIN,
-    TWICE,
-    judged,
-    nb,
-    put,
-    text,
-    write_course,
-    write_plain_course,
-)
+from grading_course import ANSWER, PLAIN, TWICE, judged, nb, put, text, write_course, write_plain_course
 
 from grading import cells
 from grading.course import Course, Question, read_plan
