@@ -1,6 +1,6 @@
 """The judge's process: our test, run on values that crossed as plain data and on functions that call over.
 
-For: `judge_apart`, `judge_inside`; `worker.py` forks this process and watches it. A function of the student's is a
+`worker.py` forks this process and watches it. A function of the student's is a
 `Remote` here: arguments go over as copies, what it did to them in place comes back as numbers, a function that we pass
 it runs on our side.
 """

@@ -1,7 +1,6 @@
 """`written.csv`: the table in which people give points, for what no machine judges and over what one has judged.
 
-For: `read_table`, in whatever form a spreadsheet has saved it; `take_marks`, which puts its marks into the results;
-`mark_rows`, the table written anew without losing a mark.
+It is read in whatever form a spreadsheet has saved it, and written anew without losing a mark.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from collections import Counter
 from pathlib import Path
 
 from grading import GradingError
+from grading.cells import ENCODINGS
 from grading.course import Course, Question
 from grading.run import Graded
 
 HEAD = ("key", "question", "of", "points", "comment", "answer")
 NEEDED = {"key", "question", "points", "comment"}
-ENCODINGS = ("utf-8-sig", "utf-16", "cp1252", "latin-1")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of a formula
 QUOTED_PART = re.compile(r"([;\t]\s*)'(?=[=+\-@])")
 NOT_COUNTED = "written.csv, NOT COUNTED: "  # what a note on a row that fits nothing begins with

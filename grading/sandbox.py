@@ -1,6 +1,6 @@
 """The process in which a student's code runs: no network, no way to our files, limits on everything.
 
-For: `spawn`; `restrain`, for the process that judges; `probe`, which tries out what this system allows. On Linux, where
+On Linux, where
 the system allows namespaces, the code sees no other process, no network, no socket on disk, nothing of the course's
 solutions, and writes to its own folder only (`mounts.py`). Elsewhere proxies are off and limits hold; `facts` says
 which of the two it was.
@@ -245,10 +245,6 @@ class TreeWatch:
         self.spared: set[int] = set()  # children of ours that are not the student's: the judge
         self.computed: dict[psutil.Process, float] = {}  # processor time of each, when it was last seen
 
-    def members(self) -> list[psutil.Process]:
-        """The descendants of this process, which adopts those that lose their parent."""
-        return [p for p in _children(psutil.Process()) if p.pid not in self.spared]
-
     def check(self) -> str | None:
         """The limit that is passed now, in words; None while all is well."""
         everything = _children(psutil.Process())
@@ -295,7 +291,7 @@ class TreeWatch:
         """Kill all of it, however often it forks meanwhile."""
         self.stopped = self.stopped or time.monotonic()
         for _ in range(50):
-            members = [p for p in self.members() if _alive(p)]
+            members = [p for p in _children(psutil.Process()) if p.pid not in self.spared and _alive(p)]
             if not members:
                 return
             for process in members:
