@@ -23,7 +23,9 @@ from grading_course import (
     code,
     graded_cell,
     handed_in,
+    nb,
     notebook,
+    put,
     run_file,
     solution,
     vectors,
@@ -137,7 +139,7 @@ def in_encoding(encoding: str) -> dict[str, bytes]:
 
 
 RIGHT = as_files(ALL_RIGHT, GOOD)
-ONE = {"01-Plain.ipynb": as_files({"twice": TWICE})["01-Plain.ipynb"]}
+ONE = nb({"twice": TWICE})
 
 
 def only(**answers: str) -> dict[str, bytes]:
@@ -209,10 +211,7 @@ def exported(root, tmp_path_factory) -> tuple[Path, dict]:
     cases = table(root, server.getsockname()[1])
     for number, (name, (files, _, _)) in enumerate(cases.items()):
         if number % 2 or not files:
-            for path, data in files.items():
-                (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name / path).write_bytes(data)
-            (folder / name).mkdir(exist_ok=True)
+            (put(folder, name, files) / name).mkdir(exist_ok=True)
         else:
             (folder / f"{name}.zip").write_bytes(as_zip(files))
     return folder, cases
@@ -302,11 +301,10 @@ def test_marks_of_a_person_are_taken_in(graded):
     graded["class"]["right"].results["why"] |= {"points": None, "by_hand": False}  # as it was, for the other tests
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same(root, tmp_path):
+def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same(tmp_path):
     course = Course.load(write_course(tmp_path / "course", ("01-Plain.ipynb",)))
     for name in "abc":
-        (tmp_path / "in" / name).mkdir(parents=True)
-        (tmp_path / "in" / name / "01-Plain.ipynb").write_bytes(ONE["01-Plain.ipynb"])
+        put(tmp_path / "in", name, ONE)
     submissions, _ = collect(tmp_path / "in")
     seen: list[str] = []
 
