@@ -49,16 +49,16 @@ class Check:
         object.__setattr__(self, "message", printable(self.message[:LONGEST_MESSAGE]))
 
 
-def find_adapter_files(files: Mapping[str, bytes], profile: str = "mini", task: str = "positive") -> dict[str, bytes]:
-    """The adapter of `task` among a student's files and the record of its run, by file name; empty without adapter.
+def find_adapter_files(files: Mapping[str, bytes], profile: str = "mini") -> dict[str, bytes]:
+    """The positive adapter among a student's files and the record of its run, by file name; empty without adapter.
 
     Of several the one in a folder of this `profile`, and of this very name, goes first.
     """
     found = {}
     for name, others in ((WEIGHTS, (WEIGHTS, PROBE)), (RUN, (RUN,))):
         folders = sorted(PurePosixPath(path).parent for path in files if PurePosixPath(path).name == name)
-        folders = [folder for folder in folders if task in folder.name or len(folders) == 1]
-        ranked = sorted(folders, key=lambda folder: (profile not in folder.parts, folder.name != task))
+        folders = [folder for folder in folders if "positive" in folder.name or len(folders) == 1]
+        ranked = sorted(folders, key=lambda folder: (profile not in folder.parts, folder.name != "positive"))
         found |= {other: files[str(f / other)] for f in ranked[:1] for other in others if str(f / other) in files}
     return found if WEIGHTS in found else {}
 

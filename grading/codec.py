@@ -114,15 +114,12 @@ def _decode_array(rest: list, buffers: list[bytes], _: int) -> object:
 def _decode_tensor(rest: list, buffers: list[bytes], _: int) -> object:
     import torch
 
-    name, shape, data = rest[0], [index(n) for n in rest[1]], _taken(buffers, rest[2])
-    if name not in TORCH_TYPES:
-        raise ValueError
-    kind = getattr(torch, name)
+    kind, shape, data = _decode_dtype(rest), [index(n) for n in rest[1]], _taken(buffers, rest[2])
     if len(data) != math.prod(shape) * kind.itemsize:
         raise ValueError
     if not data:
         return torch.empty(shape, dtype=kind)
-    if name == "bool":
+    if kind == torch.bool:
         return (torch.frombuffer(bytearray(data), dtype=torch.uint8) != 0).reshape(shape)
     return torch.frombuffer(bytearray(data), dtype=kind).reshape(shape)
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from grading import PACKAGES, GradingError, cells, check_modules, codec, release, sandbox
@@ -302,7 +302,7 @@ class Runner:
             "inside": question.grade_id in self.course.inside if inside is None else inside,
             "hide": [str(path) for path in self.hide],
             "scratch": str(self.scratch),
-            "limits": replace(self.limits, clock=min(self.limits.clock, max(left, LEAST_CLOCK))).to_dict(),
+            "limits": asdict(self.limits) | {"clock": min(self.limits.clock, max(left, LEAST_CLOCK))},
         }
         test = {"source": question.source, "imports": plan.imports_before(question)}
         try:

@@ -30,11 +30,8 @@ def match(course: Course, files: Mapping[str, bytes]) -> tuple[dict[str, dict[st
     remarks = [f"{n}: {why}. It could not be graded: open it in Jupyter, save it, {again}" for n, why in broken.items()]
     answers, taken, named = {}, set(), {_stem(PurePosixPath(name).name) for name in broken}
     for plan in course.plans:
-        ranked = sorted(
-            ((_rank(plan, n, nb), n) for n, nb in found.items() if n not in taken),
-            key=lambda one: ([-n for n in one[0]], one[1]),
-        )
-        ranked = [(rank, name) for rank, name in ranked if rank[0] > 0]
+        ranked = [(_rank(plan, n, nb), n) for n, nb in found.items() if n not in taken]
+        ranked = sorted((one for one in ranked if one[0][0] > 0), key=lambda one: ([-n for n in one[0]], one[1]))
         if not ranked:
             if _stem(plan.name) not in named:
                 remarks.append(f"{plan.name} was not found in what you handed in: {again}")

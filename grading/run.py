@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from grading import GradingError, cells
@@ -62,7 +62,7 @@ def grade_class(
     solutions do not pass.
     """
     state.mkdir(parents=True, exist_ok=True)
-    digest = f"{course.digest()}-{json.dumps(limits.to_dict(), sort_keys=True)}"
+    digest = f"{course.digest()}-{json.dumps(asdict(limits), sort_keys=True)}"
     class_ = [_open(course, submission, state, digest) for submission in submissions]
     due = [graded for graded in class_ if not {q.grade_id for q in course.questions} <= graded.results.keys()]
     tick("kept from before", (len(class_) - len(due)) * len(course.questions))

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -61,10 +61,6 @@ class Limits:
     processes: int = 32
     file: int = 32 << 20  # bytes a file, what is printed included
     disk: int = 256 << 20  # bytes of all files together, where namespaces hold
-
-    def to_dict(self) -> dict:
-        """The limits as JSON values."""
-        return asdict(self)
 
 
 def spawn(work: Callable[[dict], None], scratch: Path, hide: Iterable[Path], limits: Limits, keep_fd: int) -> int:

@@ -199,11 +199,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_reference(tmp_path_factory.mktemp("reference") / "positive-seed0")
-
-
-@pytest.fixture(scope="module")
 def exported(root, tmp_path_factory) -> tuple[Path, dict]:
     """The class as a platform exports it: a folder or a zip each."""
     folder = tmp_path_factory.mktemp("submissions")
@@ -218,10 +213,10 @@ def exported(root, tmp_path_factory) -> tuple[Path, dict]:
 
 
 @pytest.fixture(scope="module")
-def graded(root, reference, exported, tmp_path_factory) -> dict:
+def graded(root, exported, tmp_path_factory) -> dict:
     """Everything graded once, two at a time."""
-    output = tmp_path_factory.mktemp("grades")
-    course = Course.load(root)
+    output, course = tmp_path_factory.mktemp("grades"), Course.load(root)
+    reference = write_reference(tmp_path_factory.mktemp("reference") / "positive-seed0")
     submissions, aside = collect(exported[0])
     class_ = grade_class(
         course, submissions, output / "state", LIMITS, jobs=2, hide=[exported[0], output],
@@ -280,7 +275,7 @@ def test_tables(graded):
 
 
 @pytest.mark.slow
-def test_a_second_start_runs_nothing_and_gives_the_same(graded, exported, reference, monkeypatch):
+def test_a_second_start_runs_nothing_and_gives_the_same(graded, exported, monkeypatch):
     monkeypatch.setattr(Runner, "__enter__", lambda self: pytest.fail("something was graded twice"))
     submissions, _ = collect(exported[0])
     again = grade_class(graded["course"], submissions, graded["output"] / "state", LIMITS)
@@ -335,8 +330,8 @@ def test_a_course_whose_own_solution_fails_or_whose_test_tests_nothing_is_not_gr
         faults = calibrate(runner)
     assert "test-twice: our own solution does not pass" in faults[0]
     assert "test-answer: the unsolved edition passes" in faults[1]
+    (tmp_path / "in" / "a").mkdir(parents=True)
     with pytest.raises(GradingError, match="does not pass"):
-        (tmp_path / "in" / "a").mkdir(parents=True)
         grade_class(course, collect(tmp_path / "in")[0], tmp_path / "state", LIMITS)
 
 
@@ -427,6 +422,11 @@ class Odd:
     """Nothing that may cross."""
 
 
+def crossed(value: object) -> object:
+    buffers: list[bytes] = []
+    return codec.decode(json.loads(json.dumps(codec.encode(value, buffers))), buffers)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -449,8 +449,7 @@ class Odd:
     ids=repr,
 )
 def test_plain_data_crosses_unchanged(value):
-    buffers: list[bytes] = []
-    found = codec.decode(json.loads(json.dumps(codec.encode(value, buffers))), buffers)
+    found = crossed(value)
     assert found == value and type(found) is type(value)
 
 
@@ -458,8 +457,7 @@ def test_plain_data_crosses_unchanged(value):
     "array", [np.zeros((0, 3)), np.arange(6.0).reshape(2, 3).T, np.array(True), np.array([1 + 2j])]
 )
 def test_arrays_cross_with_type_and_shape(array):
-    buffers: list[bytes] = []
-    found = codec.decode(json.loads(json.dumps(codec.encode(array, buffers))), buffers)
+    found = crossed(array)
     assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
 
 

@@ -52,7 +52,7 @@ def test_a_zip_of_windows_has_folders(tmp_path):
     assert not any("evil" in name for name in ann.files) and len(ann.problems) == 2
 
 
-def test_moodles_loose_files_are_one_students(root, tmp_path):
+def test_moodles_loose_files_are_one_students(tmp_path):
     for name in (PLAIN, "02-Numbers.ipynb"):
         (tmp_path / f"Ann Lee_123456_assignsubmission_file_{name}").write_bytes(as_files({})[name])
     for name in ("submission (1).zip", "submission.zip"):
