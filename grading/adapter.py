@@ -1,8 +1,7 @@
 """A trained (IA)³ adapter and the loss curve of its training, graded from their numbers alone.
 
-For: `grade_adapter`, on the bytes of `adapter_model.safetensors`, `probe.json` and `run.json`, and the bands that it
-holds the two gains against. The tensors are read by the `safetensors` library, never by pickle; the student's
-`adapter_config.json` is not used; all losses are measured here, on our base model and our held-out reviews.
+The tensors are read by the `safetensors` library, never by pickle; the student's `adapter_config.json` is not used; all
+losses are measured here, on our base model and our held-out reviews.
 """
 
 from __future__ import annotations
@@ -50,16 +49,16 @@ class Check:
         object.__setattr__(self, "message", printable(self.message[:LONGEST_MESSAGE]))
 
 
-def find_adapter_files(files: Mapping[str, bytes], profile: str = "mini", task: str = "positive") -> dict[str, bytes]:
-    """The adapter of `task` among a student's files and the record of its run, by file name; empty without adapter.
+def find_adapter_files(files: Mapping[str, bytes], profile: str = "mini") -> dict[str, bytes]:
+    """The positive adapter among a student's files and the record of its run, by file name; empty without adapter.
 
     Of several the one in a folder of this `profile`, and of this very name, goes first.
     """
     found = {}
     for name, others in ((WEIGHTS, (WEIGHTS, PROBE)), (RUN, (RUN,))):
         folders = sorted(PurePosixPath(path).parent for path in files if PurePosixPath(path).name == name)
-        folders = [folder for folder in folders if task in folder.name or len(folders) == 1]
-        ranked = sorted(folders, key=lambda folder: (profile not in folder.parts, folder.name != task))
+        folders = [folder for folder in folders if "positive" in folder.name or len(folders) == 1]
+        ranked = sorted(folders, key=lambda folder: (profile not in folder.parts, folder.name != "positive"))
         found |= {other: files[str(f / other)] for f in ranked[:1] for other in others if str(f / other) in files}
     return found if WEIGHTS in found else {}
 
@@ -242,12 +241,11 @@ def _own(tensors: dict, known: list[dict]) -> Check:
 
 
 def _base(probe: bytes | None, reference: Path) -> Check:
-    wanted = _fingerprint(reference)
     try:
         found = json.loads(probe or b"{}")["base_fingerprint"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return Check("base", False, f"{PROBE} is missing or damaged: it says which base model the adapter is for")
-    good = found == wanted
+    good = found == _fingerprint(reference)
     return Check("base", good, "trained on the course's base model" if good else "trained on another base model")
 
 
@@ -289,19 +287,17 @@ class Meter:
         from utils.judges import EvaluationError
 
         model = attach(load_base(self.bench.profile)[0], "ia3")
-        set_scaling_vectors(model, {_key(name): torch.from_numpy(v.copy()).flatten() for name, v in tensors.items()})
+        vectors = {}
+        for name, value in tensors.items():  # the model knows them as "3.attention", "3.feedforward"
+            layer, role = name.split(".h.")[1].split(".")[0], "attention" if "attn.c_attn" in name else "feedforward"
+            vectors[f"{layer}.{role}"] = torch.from_numpy(value.copy()).flatten()
+        set_scaling_vectors(model, vectors)
         try:
             seen, loss, positive = self.scores(model)
         except EvaluationError:  # it writes nothing at all: there is no share of anything
             return dict.fromkeys((*GAINS, "start_loss", "best_loss"), math.nan)
         gains = {"loss_gain": self.base[1] - loss, "positivity_gain": positive - self.base[2]}
         return gains | {"start_loss": self.base[0], "best_loss": seen}
-
-
-def _key(name: str) -> str:
-    """`scaling_vectors`' name for a tensor of the file: "3.attention", "3.feedforward"."""
-    layer = name.split(".h.")[1].split(".")[0]
-    return f"{layer}.{'attention' if 'attn.c_attn' in name else 'feedforward'}"
 
 
 def make_bands(pairs: Mapping[int, tuple[dict, dict]], fewest: int = FEWEST_SEEDS) -> dict:

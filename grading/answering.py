@@ -1,7 +1,6 @@
 """The student's process: runs the cells of an answer, hands over their values, answers the judge's calls.
 
-For: `serve`; `failure` and `run_test`, which run one cell, are the judge's too. What is sent from here is not believed:
-a student's code can send anything in its place.
+What is sent from here is not believed: a student's code can send anything in its place.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import pickle
 import socket
 import sys
 import types
+from collections import defaultdict
 
 from grading import cells, codec, computes_answers
 from grading.codec import NotPlainError
@@ -69,14 +69,7 @@ class _Withheld(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Fill it."""
-        module.CHECKS = _NoChecks()
-
-
-class _NoChecks(dict):
-    """A check for every number, which accepts everything."""
-
-    def __missing__(self, number: str) -> object:
-        return lambda answer, seed: None
+        module.CHECKS = defaultdict(lambda: lambda answer, seed: None)  # for every number one that accepts everything
 
 
 def withhold() -> None:

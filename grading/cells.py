@@ -1,7 +1,6 @@
 """Notebooks in nbgrader's format, version 3: which cell is a solution or a test; stubs; hidden tests.
 
-For: everything that follows from one cell alone, and reading a notebook that somebody else wrote. A notebook is the
-plain JSON of its file, every source one text. Works on any notebook in that format; needs no nbgrader.
+A notebook is the plain JSON of its file, every source one text; nbgrader itself is not needed.
 """
 
 from __future__ import annotations
@@ -99,18 +98,13 @@ def read_notebook(data: bytes) -> dict:
         if not isinstance(source, str) or cell.get("cell_type") not in ("code", "markdown", "raw"):
             raise GradingError(f"cell {number} is damaged")
         cell["source"] = source.encode("utf-8", "replace").decode()  # JSON can hold half characters
-        _mend(cell)
+        if not isinstance(cell.get("metadata"), dict):
+            cell["metadata"] = {}
+        if not isinstance(cell.get("id", ""), str):
+            del cell["id"]
+        if not isinstance(_nbgrader(cell).get("grade_id", ""), str):
+            del cell["metadata"]["nbgrader"]
     return notebook
-
-
-def _mend(cell: dict) -> None:
-    """Take what is not of its kind out of a cell's ids and metadata."""
-    if not isinstance(cell.get("metadata"), dict):
-        cell["metadata"] = {}
-    if not isinstance(cell.get("id", ""), str):
-        del cell["id"]
-    if not isinstance(_nbgrader(cell).get("grade_id", ""), str):
-        del cell["metadata"]["nbgrader"]
 
 
 def write_notebook(notebook: Mapping) -> bytes:
@@ -138,9 +132,9 @@ def split_regions(source: str, markers: tuple[str, str]) -> tuple[list[tuple[str
     return lines, regions
 
 
-def region_lines(source: str, markers: tuple[str, str]) -> set[int]:
-    """The numbers (from 1) of the lines between the markers, the markers included."""
-    return {number for number, (_, inside) in enumerate(split_regions(source, markers)[0], 1) if inside}
+def unmarked(source: str) -> str:
+    """A solution without the lines of its markers."""
+    return "\n".join(line for line in source.splitlines() if line.strip() not in SOLUTION)
 
 
 def stubbed(cell: Mapping) -> str:

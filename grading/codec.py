@@ -1,8 +1,7 @@
 """Plain data between processes: what a student's code returns crosses as JSON and raw numbers, never as an object.
 
-For: the wire between the process that runs an answer and the one that judges it (`worker.py`). What arrives is built
-anew from numbers and text by our own NumPy, torch and `utils`, so a class that equals everything, or a patched library,
-stays where it was made.
+What arrives is built anew from numbers and text by our own NumPy, torch and `utils`, so a class that equals everything,
+or a patched library, stays where it was made.
 """
 
 from __future__ import annotations
@@ -59,7 +58,12 @@ def encode(value: object, buffers: list[bytes], depth: int = 0) -> object:
         return ["range", value.start, value.stop, value.step]
     if isinstance(value, PurePath):
         return ["path", str(value)]
-    return _encode_dataclass(value, buffers, depth)
+    kind = type(value)
+    if (kind.__module__, kind.__qualname__) in CLASSES and dataclasses.is_dataclass(kind):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(kind) if f.init}
+        tree = [[name, encode(item, buffers, depth + 1)] for name, item in fields.items()]
+        return ["dataclass", kind.__module__, kind.__qualname__, tree]
+    raise NotPlainError(f"it is a {kind.__module__}.{kind.__qualname__}, not plain data")
 
 
 def _encode_numbers(value: object, buffers: list[bytes]) -> object:
@@ -78,15 +82,6 @@ def _encode_numbers(value: object, buffers: list[bytes]) -> object:
     if torch is not None and isinstance(value, torch.dtype):
         return ["dtype", str(value).removeprefix("torch.")]
     return None
-
-
-def _encode_dataclass(value: object, buffers: list[bytes], depth: int) -> object:
-    kind = type(value)
-    if (kind.__module__, kind.__qualname__) in CLASSES and dataclasses.is_dataclass(kind):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(kind) if f.init}
-        tree = [[name, encode(item, buffers, depth + 1)] for name, item in fields.items()]
-        return ["dataclass", kind.__module__, kind.__qualname__, tree]
-    raise NotPlainError(f"it is a {kind.__module__}.{kind.__qualname__}, not plain data")
 
 
 def decode(tree: object, buffers: list[bytes], depth: int = 0) -> object:
@@ -108,10 +103,6 @@ def _items(rest: list, buffers: list[bytes], depth: int) -> list:
     return [decode(item, buffers, depth) for item in rest[0]]
 
 
-def _decode_dict(rest: list, buffers: list[bytes], depth: int) -> dict:
-    return {decode(key, buffers, depth): decode(value, buffers, depth) for key, value in rest[0]}
-
-
 def _decode_array(rest: list, buffers: list[bytes], _: int) -> object:
     import numpy
 
@@ -123,15 +114,12 @@ def _decode_array(rest: list, buffers: list[bytes], _: int) -> object:
 def _decode_tensor(rest: list, buffers: list[bytes], _: int) -> object:
     import torch
 
-    name, shape, data = rest[0], [index(n) for n in rest[1]], _taken(buffers, rest[2])
-    if name not in TORCH_TYPES:
-        raise ValueError
-    kind = getattr(torch, name)
+    kind, shape, data = _decode_dtype(rest), [index(n) for n in rest[1]], _taken(buffers, rest[2])
     if len(data) != math.prod(shape) * kind.itemsize:
         raise ValueError
     if not data:
         return torch.empty(shape, dtype=kind)
-    if name == "bool":
+    if kind == torch.bool:
         return (torch.frombuffer(bytearray(data), dtype=torch.uint8) != 0).reshape(shape)
     return torch.frombuffer(bytearray(data), dtype=kind).reshape(shape)
 
@@ -193,7 +181,7 @@ _DECODERS = {
     "tuple": lambda *a: tuple(_items(*a)),
     "set": lambda *a: set(_items(*a)),
     "frozenset": lambda *a: frozenset(_items(*a)),
-    "dict": _decode_dict,
+    "dict": lambda rest, *a: {decode(key, *a): decode(value, *a) for key, value in rest[0]},
     "bytes": lambda rest, buffers, _: _taken(buffers, rest[0]),
     "complex": lambda rest, *_: complex(float(rest[0]), float(rest[1])),
     "ellipsis": lambda *_: ...,

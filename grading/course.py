@@ -1,7 +1,6 @@
 """The course as a grader sees it: its notebooks, and a runner for answers.
 
-For: `Course` (plans and points), `Runner` (the course, prepared for answers by `worker.py`), `calibrate`, which
-proves before any student is graded that our own solutions get every point and the unsolved edition none.
+`calibrate` proves before any student is graded that our own solutions get every point and the unsolved edition none.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from grading import PACKAGES, GradingError, cells, check_modules, codec, release, sandbox
@@ -83,13 +82,19 @@ class Plan:
         writable = {cells.grade_id(c): c for c in before if cells.is_solution(c) and not cells.is_manual(c)}
         names = list(writable)
         own_cells = [key for key in answers if SPACE in key and key.partition(SPACE)[0] in writable]
-        order = sorted([*names, *own_cells], key=lambda key: (names.index(key.partition(SPACE)[0]), _turn(key)))
-        bound = {name: cells.bound_names(_unmarked(cell["source"])) for name, cell in writable.items()}
+
+        def place(key: str) -> tuple[int, int]:
+            name, _, turn = key.partition(SPACE)
+            return names.index(name), int(turn or 0)
+
+        order = sorted([*names, *own_cells], key=place)
+        bound = {name: cells.bound_names(cells.unmarked(cell["source"])) for name, cell in writable.items()}
         used = cells.used_names(question.source)
         exports = sorted(used & set().union(*bound.values())) if bound else []
         chosen = {max((n for n in names if name in bound[n]), key=names.index) for name in exports}
         if not chosen:
-            chosen = _since_last_test(before)
+            last = max((n for n, cell in enumerate(before) if cells.is_test(cell)), default=-1)
+            chosen = {cells.grade_id(cell) for cell in before[last + 1 :]} & writable.keys()
         own = {name: answers.get(name, "") for name in order}
         hers = {name: cells.bound_names(own[name]) | cells.imported_names(own[name]) for name in order}
         chosen |= {key for key in own_cells if hers[key] & set(exports)}
@@ -123,26 +128,13 @@ def key_of(name: str, turn: int) -> str:
     return f"{name}{SPACE}{turn}" if turn else name
 
 
-def _turn(key: str) -> int:
-    return int(key.partition(SPACE)[2] or 0)
-
-
-def _unmarked(source: str) -> str:
-    return "\n".join(line for line in source.splitlines() if line.strip() not in cells.SOLUTION)
-
-
-def _since_last_test(before: list[dict]) -> set[str]:
-    last = max((n for n, cell in enumerate(before) if cells.is_test(cell)), default=-1)
-    found = [cell for cell in before[last + 1 :] if cells.is_solution(cell) and not cells.is_manual(cell)]
-    return {cells.grade_id(cell) for cell in found}
-
-
 def read_plan(path: Path) -> Plan:
-    """The questions of a notebook of the solved edition, in order. Raises GradingError or GradingError."""
+    """The questions of a notebook of the solved edition, in order. Raises GradingError."""
     notebook, questions, heading, card = release.read_solved(path), [], "", ""
     for position, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "markdown" and not cells.is_solution(cell):
-            heading, card = _last_heading(cell["source"]) or (heading, card)
+            for found in HEADING.finditer(FENCED.sub(lambda code: " " * len(code[0]), cell["source"])):
+                heading, card = found[1].strip(), cell["source"][found.start() :]
         kind = "written" if cells.is_manual(cell) else "code" if cells.is_test(cell) else None
         if kind == "code" and cells.ADAPTER_TAG in cells.tags(cell):
             kind = "adapter"
@@ -151,12 +143,6 @@ def read_plan(path: Path) -> Plan:
             about = (position, cell["source"], heading or identity, card)
             questions.append(Question(identity, path.name, kind, cells.points(cell), *about))
     return Plan(path.name, notebook, tuple(questions))
-
-
-def _last_heading(text: str) -> tuple[str, str] | None:
-    """The last heading of a text cell, and the text from there on; None where there is none."""
-    found = list(HEADING.finditer(FENCED.sub(lambda code: " " * len(code[0]), text)))
-    return (found[-1][1].strip(), text[found[-1].start() :]) if found else None
 
 
 def profile_name() -> str:
@@ -183,7 +169,7 @@ class Course:
 
     @classmethod
     def load(cls, root: Path = ROOT) -> Course:
-        """Read the notebooks. Raises GradingError, GradingError, or GradingError where an id is used twice."""
+        """Read the notebooks. Raises GradingError for one out of format, or an id that is used twice."""
         plans = tuple(read_plan(path) for path in release.course_notebooks(root))
         names = [question.grade_id for plan in plans for question in plan.questions]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -316,7 +302,7 @@ class Runner:
             "inside": question.grade_id in self.course.inside if inside is None else inside,
             "hide": [str(path) for path in self.hide],
             "scratch": str(self.scratch),
-            "limits": replace(self.limits, clock=min(self.limits.clock, max(left, LEAST_CLOCK))).to_dict(),
+            "limits": asdict(self.limits) | {"clock": min(self.limits.clock, max(left, LEAST_CLOCK))},
         }
         test = {"source": question.source, "imports": plan.imports_before(question)}
         try:
@@ -350,12 +336,8 @@ def calibrate(runner: Runner) -> list[str]:
         plan = course.plan_of(question)
         right = runner.judge(question, plan.solved(), inside=False)
         course.sandbox = right.get("sandbox") or course.sandbox
-        inside = False
-        if not right["passed"]:
-            apart, right, inside = right, runner.judge(question, plan.solved(), inside=True), True
-            if not right["passed"]:
-                right = apart
-        if not right["passed"]:
+        inside = not right["passed"]
+        if inside and not runner.judge(question, plan.solved(), inside=True)["passed"]:
             why = right.get("stopped") or f"{right.get('name')}: {right.get('message')}"
             faults.append(f"{question.grade_id}: our own solution does not pass ({why})")
             continue

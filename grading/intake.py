@@ -1,6 +1,6 @@
 """What a learning platform exported, read safely: one `Submission` a student, from a folder, a zip, or loose files.
 
-For: names, duplicates, zips that lie. Only bytes with the endings of `KEPT` come in; nothing is ever executed, written
+Only bytes with the endings of `KEPT` come in; nothing is ever executed, written
 or followed here.
 
 Known forms of a name: Moodle's `Name_123456_assignsubmission_file_`, Canvas's `namefirst_12345_678_file.ipynb`, or the
@@ -94,11 +94,18 @@ def collect(folder: Path) -> tuple[list[Submission], list[str]]:
         if submission.key in submissions:
             aside.append(f"{shown(name)}: its key is that of another student, not graded; rename it")
             continue
-        submission.late = any(is_late(path) for path in copies[latest])
+        names = [CANVAS.fullmatch(bare_name(path)) for path in copies[latest]]
+        submission.late = any(found and found["late"] for found in names)
         loose = identity and all(path.is_file() for path in copies[latest])
         if len(copies[latest]) > 1 and not (loose and sum(p.suffix.lower() == ".zip" for p in copies[latest]) < 2):
             aside.append(f"{', '.join(shown(p.name) for p in copies[latest])}: graded together, as one student's")
-        submissions[submission.key] = _read(submission, copies[latest])
+        submissions[submission.key] = submission
+        for path in copies[latest]:
+            try:
+                read_into(submission, path)
+            except Exception as error:  # whatever a file system or a library has in store: it stops nobody else
+                why = f"{type(error).__name__}: {str(error)[:80]}"
+                submission.failure = f"{shown(path.name)} could not be read ({why})"
     if not submissions:
         raise GradingError(f"{folder}: nothing to grade in it; it must hold one folder or zip per student")
     return list(submissions.values()), aside
@@ -143,16 +150,6 @@ def _by_student(paths: list[Path]) -> dict[tuple[str, str], dict[int, list[Path]
     return groups
 
 
-def _read(submission: Submission, paths: list[Path]) -> Submission:
-    """Read all of a student's paths. What cannot be read is the instructor's to mend, and stops nobody else."""
-    for path in paths:
-        try:
-            read_into(submission, path)
-        except Exception as error:  # whatever a file system or a library has in store
-            submission.failure = f"{shown(path.name)} could not be read ({type(error).__name__}: {str(error)[:80]})"
-    return submission
-
-
 def is_noise(name: str) -> bool:
     """Whether a program, and no student, has made the file or folder of this name."""
     return name in SKIPPED or name.startswith("._")  # what macOS keeps beside a file
@@ -161,19 +158,11 @@ def is_noise(name: str) -> bool:
 def read_name(path: Path) -> tuple[str, str, int]:
     """`(student, id on the platform or "", number of the copy)` from the name of a folder or file."""
     stem = bare_name(path)
-    if found := MOODLE.fullmatch(stem):
-        return found["name"].strip(), found["id"], 0
-    if found := CANVAS.fullmatch(stem):
+    if found := MOODLE.fullmatch(stem) or CANVAS.fullmatch(stem):
         return found["name"].strip(), found["id"], 0
     if (found := COPY.fullmatch(stem)) and path.suffix != ".ipynb":
         return found["name"].strip(), "", int(found["number"])
     return stem.strip(), "", 0
-
-
-def is_late(path: Path) -> bool:
-    """Whether Canvas has written into the name that this came late."""
-    found = CANVAS.fullmatch(bare_name(path))
-    return bool(found and found["late"])
 
 
 def bare_name(path: Path) -> str:

@@ -1,6 +1,6 @@
 """The judge's process: our test, run on values that crossed as plain data and on functions that call over.
 
-For: `judge_apart`, `judge_inside`; `worker.py` forks this process and watches it. A function of the student's is a
+`worker.py` forks this process and watches it. A function of the student's is a
 `Remote` here: arguments go over as copies, what it did to them in place comes back as numbers, a function that we pass
 it runs on our side.
 """
@@ -139,14 +139,25 @@ def rebuild(lineage: object, message: str) -> Exception:
     return type(name or "Exception", (Exception,), {})(message)
 
 
-def judge_apart(shell: object, student: socket.socket, job: dict, test: dict) -> dict:
-    """Run the test here, on values that crossed as data."""
+def run_judge(shell: object, student: socket.socket, job: dict, test: dict) -> dict:
+    """Run the test: here, on values that crossed as data, or, for tests of live objects, in the student's process.
+
+    What that process says is checked for form only.
+    """
     verdict: dict = {"passed": False, "problems": [], "line": None}
     try:
         facts, _ = codec.receive(student)
         verdict["sandbox"] = facts["sandbox"]
         said, buffers = codec.receive(student)
         verdict["problems"] = said_problems(said)
+        if job["inside"]:
+            token = secrets.token_hex(16)
+            codec.send(student, {"token": token}, [test["source"].encode()])
+            said, _ = codec.receive(student)
+            problem = said["problem"]
+            if said["token"] != token or not (problem is None or isinstance(problem, dict)):
+                raise KeyError("token")
+            return verdict | {"passed": problem is None, **({} if problem is None else said_problem(problem))}
         values = {name: bind(name, said["values"][name], buffers, student) for name in job["exports"]}
     except (ConnectionError, OSError):
         return verdict | {"message": ENDED}
@@ -173,24 +184,3 @@ def bind(name: str, form: dict, buffers: list[bytes], channel: socket.socket) ->
     if "strange" in form:
         raise NotPlainError(f"{name} cannot be judged: {str(form['strange'])[:200]}. {PLAIN}")
     return MISSING
-
-
-def judge_inside(shell: object, student: socket.socket, job: dict, test: dict) -> dict:
-    """Let the student's process run the test; what it says is checked for form only. For tests of live objects."""
-    verdict: dict = {"passed": False, "problems": [], "line": None}
-    token, source = secrets.token_hex(16), test["source"]
-    try:
-        facts, _ = codec.receive(student)
-        verdict["sandbox"] = facts["sandbox"]
-        ready, _ = codec.receive(student)
-        verdict["problems"] = said_problems(ready)
-        codec.send(student, {"token": token}, [source.encode()])
-        said, _ = codec.receive(student)
-        problem = said["problem"]
-        if said["token"] != token or not (problem is None or isinstance(problem, dict)):
-            raise KeyError("token")
-    except (ConnectionError, OSError):
-        return verdict | {"message": ENDED}
-    except (KeyError, TypeError):
-        return verdict | {"message": DAMAGED}
-    return verdict | {"passed": problem is None, **({} if problem is None else said_problem(problem))}

@@ -1,7 +1,6 @@
 """`written.csv`: the table in which people give points, for what no machine judges and over what one has judged.
 
-For: `read_table`, in whatever form a spreadsheet has saved it; `take_marks`, which puts its marks into the results;
-`mark_rows`, the table written anew without losing a mark.
+It is read in whatever form a spreadsheet has saved it, and written anew without losing a mark.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from collections import Counter
 from pathlib import Path
 
 from grading import GradingError
+from grading.cells import ENCODINGS
 from grading.course import Course, Question
 from grading.run import Graded
 
 HEAD = ("key", "question", "of", "points", "comment", "answer")
 NEEDED = {"key", "question", "points", "comment"}
-ENCODINGS = ("utf-8-sig", "utf-16", "cp1252", "latin-1")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of a formula
 QUOTED_PART = re.compile(r"([;\t]\s*)'(?=[=+\-@])")
 NOT_COUNTED = "written.csv, NOT COUNTED: "  # what a note on a row that fits nothing begins with
@@ -96,8 +95,12 @@ def _by_question(
     course: Course, class_: list[Graded], rows: list[dict[str, str]]
 ) -> tuple[dict[tuple[str, str], dict[str, str]], list[str]]:
     """The rows that say something, by key and question, and notes on those that fit neither."""
-    keys, questions = _keys(class_), {question.grade_id for question in course.questions}
+    questions = {question.grade_id for question in course.questions}
     students = {graded.submission.key: graded.submission.student for graded in class_}
+    names = Counter(students.values())
+    # What people may write for a key: a name that only one student has, the key's end, the key.
+    keys = {name: key for key, name in students.items() if names[name] == 1}
+    keys |= {pseudonym(graded): graded.submission.key for graded in class_} | {key: key for key in students}
     marks: dict[tuple[str, str], dict[str, str]] = {}
     notes = []
     for row in rows:
@@ -116,14 +119,6 @@ def _by_question(
             place = (row["key"], name)
             marks[place] = _together(marks[place], row) if place in marks else row
     return marks, notes
-
-
-def _keys(class_: list[Graded]) -> dict[str, str]:
-    """Each student's key by what people may write for it: the key, its end, a name that only one student has."""
-    names = Counter(graded.submission.student for graded in class_)
-    by_name = {g.submission.student: g.submission.key for g in class_ if names[g.submission.student] == 1}
-    by_end = {pseudonym(graded): graded.submission.key for graded in class_}
-    return by_name | by_end | {graded.submission.key: graded.submission.key for graded in class_}
 
 
 def _together(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:

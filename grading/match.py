@@ -1,7 +1,7 @@
 """Which of a student's files is which notebook, and which of their cells answers which exercise.
 
-For: `match`, which survives renamed notebooks, lost metadata, lost cell ids, copies. What it could not find or had to
-choose it says in words. Only the sources of solution cells are taken; tests, points and other cells are always ours.
+It survives renamed notebooks, lost metadata, lost cell ids, copies; what could not be found or had to be chosen it says
+in words. Only the sources of solution cells are taken; tests, points and other cells are always ours.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def match(course: Course, files: Mapping[str, bytes]) -> tuple[dict[str, dict[st
     remarks = [f"{n}: {why}. It could not be graded: open it in Jupyter, save it, {again}" for n, why in broken.items()]
     answers, taken, named = {}, set(), {_stem(PurePosixPath(name).name) for name in broken}
     for plan in course.plans:
-        ranked = sorted(((_rank(plan, n, nb), n) for n, nb in found.items() if n not in taken), key=_best_first)
-        ranked = [(rank, name) for rank, name in ranked if rank[0] > 0]
+        ranked = [(_rank(plan, n, nb), n) for n, nb in found.items() if n not in taken]
+        ranked = sorted((one for one in ranked if one[0][0] > 0), key=lambda one: ([-n for n in one[0]], one[1]))
         if not ranked:
             if _stem(plan.name) not in named:
                 remarks.append(f"{plan.name} was not found in what you handed in: {again}")
@@ -76,13 +76,8 @@ def _slim(data: bytes, most: int) -> dict:
     return {"cells": slim}
 
 
-def _best_first(item: tuple) -> tuple:
-    (known, same_name, written), name = item
-    return -known, -written, -same_name, name
-
-
 def _rank(plan: Plan, name: str, notebook: dict) -> tuple[int, int, int]:
-    """How sure it is that this is the plan's notebook: by its cells (0 to 3), by name, answers in it."""
+    """How sure it is that this is the plan's notebook: by its cells (0 to 3), answers in it, by name."""
     wanted, ours = set(plan.solution_cells()), {cell.get("id") for cell in plan.notebook["cells"]} - {None}
     ids = {cells.grade_id(cell) for cell in notebook["cells"]}
     same = _stem(PurePosixPath(name).name) == _stem(plan.name)
@@ -96,7 +91,7 @@ def _rank(plan: Plan, name: str, notebook: dict) -> tuple[int, int, int]:
     answers = answers_of(plan, notebook)[0] if known else {}
     unsolved = plan.unsolved()
     written = sum(not cells.same_source(answers.get(key, stub), stub) for key, stub in unsolved.items())
-    return known, int(same), written
+    return known, written, int(same)
 
 
 def _stem(name: str) -> str:

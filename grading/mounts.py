@@ -1,7 +1,6 @@
 """What a student's process sees of the disk: emptied folders, the rest read-only, one folder to write to (Linux).
 
-For: `shut_in`, in a process that is in a mount namespace of its own already. Nothing here changes a file: all of it
-goes with the namespace.
+The process is in a mount namespace of its own already: nothing here changes a file, all of it goes with the namespace.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The pages that grading leaves behind: one for each student, and one with the written answers for who marks them.
 
-For: `feedback_page`, `written_page`. Everything a student wrote is escaped; a student's page shows one student's
+Everything a student wrote is escaped; a student's page shows one student's
 results, no hidden test and no model answer.
 """
 
@@ -89,7 +89,9 @@ def written_page(course: Course, class_: list[Graded]) -> str:
     for question in (q for q in course.questions if q.kind == "written"):
         name = f"{html.escape(question.title)} ({question.grade_id})"
         parts.append(f"<h2>{name}, {number(question.points)} points</h2>{_pre(question.card.partition('<details')[0])}")
-        parts.append(f"<details open><summary>Model answer and points</summary>{_pre(_model(question))}</details>")
+        parts.append(
+            f"<details open><summary>Model answer and points</summary>{_pre(cells.unmarked(question.source))}</details>"
+        )
         for graded in sorted(class_, key=pseudonym):
             answer = graded.results[question.grade_id].get("answer")
             if answer:
@@ -107,11 +109,6 @@ def _others(course: Course, class_: list[Graded]) -> str:
         if (result := graded.results[q.grade_id])["state"] == "open" and not result.get("answer")
     ]
     return f"<h2>Open, and no written answer</h2><ul>{''.join(found)}</ul>" if found else ""
-
-
-def _model(question: Question) -> str:
-    """Our answer to a written question, its markers taken out."""
-    return "\n".join(line for line in question.source.splitlines() if line.strip() not in cells.SOLUTION)
 
 
 def _pre(text: str) -> str:
@@ -137,7 +134,13 @@ def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[
         *sandbox_lines(class_),
         f"{len(class_)} submissions, {number(sum(scores) / len(scores))} of {number(course.most)} points on average",
     ]
-    lines += [*_not_as_expected(course, class_)]
+    if late := [graded.submission.student for graded in class_ if graded.submission.late]:
+        lines.append(f"late, as the names of the files say: {', '.join(late)}")
+    for graded in class_:
+        lost = [plan.name for plan in course.plans if plan.name not in graded.answers]
+        if lost and not graded.submission.failure:
+            student = graded.submission.student
+            lines.append(f"missing or unreadable (grades.csv says why): {student}: {', '.join(lost)}")
     lines += [f"a cell of ours failed in the student edition: {text}" for text in course.troubles]
     if inside := sorted(course.inside.union(*(graded.inside for graded in class_))):
         names = ", ".join(inside)
@@ -164,16 +167,6 @@ def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[
         lines += [f"{student}: {text}" for text in told]
     similar = (*_same_answers(course, class_), *_same_texts(course, class_), *_same_adapters(course, class_))
     return [*lines, *similar, *(f"set aside: {text}" for text in aside)]
-
-
-def _not_as_expected(course: Course, class_: list[Graded]) -> Iterator[str]:
-    """Who was late, and whose notebooks were not there or could not be read."""
-    if late := [graded.submission.student for graded in class_ if graded.submission.late]:
-        yield f"late, as the names of the files say: {', '.join(late)}"
-    for graded in class_:
-        lost = [plan.name for plan in course.plans if plan.name not in graded.answers]
-        if lost and not graded.submission.failure:
-            yield f"missing or unreadable (grades.csv says why): {graded.submission.student}: {', '.join(lost)}"
 
 
 def sandbox_lines(class_: list[Graded]) -> list[str]:

@@ -1,6 +1,6 @@
 """The student edition: a whitelist of files, the solved notebooks without solutions, hidden tests, outputs, and a zip.
 
-For: `make student`, and the folder in which `worker.py` runs a course for grading. `find_traces` proves that nothing of
+`find_traces` proves that nothing of
 a solution is left in any byte.
 """
 
@@ -40,7 +40,7 @@ def course_notebooks(root: Path) -> list[Path]:
 
 
 def read_solved(path: Path) -> dict:
-    """A notebook of the solved edition, its format checked. Raises GradingError or GradingError."""
+    """A notebook of the solved edition, its format checked. Raises GradingError."""
     try:
         notebook = cells.read_notebook(path.read_bytes())
     except GradingError as error:
@@ -122,14 +122,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_zip(folder: Path, archive: Path, top: str) -> None:
     """Pack `folder` under the name `top`: the same content gives the same bytes, on any day and machine."""
-    temporary = archive.with_name(archive.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             entry = zipfile.ZipInfo(f"{top}/{path.relative_to(folder).as_posix()}", ZIP_DATE)
             entry.external_attr, entry.create_system = 0o644 << 16, 3
             entry.compress_type = zipfile.ZIP_DEFLATED
             file.writestr(entry, path.read_bytes())
-    temporary.replace(archive)
 
 
 # --- the proof ---
@@ -197,15 +195,14 @@ def _escaped(line: str) -> bytes:
 def make_student_edition(root: Path, build: Path) -> tuple[Path, Path]:
     """Write `build/student` and `build/student.zip` anew; returns both. Raises GradingError where a trace is left."""
     folder, archive = build / "student", build / "student.zip"
-    scratch = build / ".student.tmp"
+    scratch, packed = build / ".student.tmp", build / ".student.zip.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     archive.unlink(missing_ok=True)
     stage(root, scratch)
-    write_zip(scratch, build / ".student.zip.tmp", "course")
-    traces = find_traces(root, scratch, build / ".student.zip.tmp")
-    if traces:
+    write_zip(scratch, packed, "course")
+    if traces := find_traces(root, scratch, packed):
         raise GradingError("the student edition would show " + "; ".join(traces[:5]))
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-    (build / ".student.zip.tmp").replace(archive)
+    packed.replace(archive)
     return folder, archive

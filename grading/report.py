@@ -1,7 +1,4 @@
-"""What grading leaves behind: tables for the instructor and the platform, pages, the summary.
-
-For: `write_reports`; `only_one`, which keeps two graders out of one folder.
-"""
+"""What grading leaves behind: tables for the instructor and the platform, pages, the summary."""
 
 from __future__ import annotations
 
@@ -69,7 +66,13 @@ def write_reports(course: Course, class_: list[Graded], output: Path, aside: Seq
     rows = read_table(path) if path.is_file() else []
     notes = take_marks(course, class_, rows)
     _write_tables(course, class_, output)
-    notes = [*_write_exports(course, class_, output, how), *notes]
+    canvas, moodle, more = export(course, class_, how)
+    write_table(output / "canvas.csv", canvas)
+    if moodle:  # as it came, but for the grades
+        write_atomic(output / "moodle.csv", _as_csv(moodle).encode("utf-8", "replace"))
+    else:
+        (output / "moodle.csv").unlink(missing_ok=True)  # of an earlier run: its grades may be old
+    notes = [*more, *notes]
     if path.is_file():
         write_atomic(output / "written.csv.bak", path.read_bytes())
     write_table(path, mark_rows(course, class_, rows))
@@ -97,17 +100,6 @@ def _write_tables(course: Course, class_: list[Graded], output: Path) -> None:
             questions.append((*row, number(question.points), state, how, result["message"]))
     write_table(output / "grades.csv", grades)
     write_table(output / "questions.csv", questions)
-
-
-def _write_exports(course: Course, class_: list[Graded], output: Path, how: Export) -> list[str]:
-    """The tables for the platforms; returns notes. Moodle's is as it came, but for the grades, or is not there."""
-    canvas, moodle, notes = export(course, class_, how)
-    write_table(output / "canvas.csv", canvas)
-    if moodle:
-        write_atomic(output / "moodle.csv", _as_csv(moodle).encode("utf-8", "replace"))
-    else:
-        (output / "moodle.csv").unlink(missing_ok=True)  # of an earlier run: its grades may be old
-    return notes
 
 
 # --- back to the learning platform ---

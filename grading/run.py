@@ -1,6 +1,6 @@
 """Grade a class: every submission, question by question, resumable, several at once.
 
-For: `grade_class`. A result is written as soon as a submission's notebook is done, under a digest of what was handed in
+A result is written as soon as a submission's notebook is done, under a digest of what was handed in
 and of the course, so that a second start takes up where the first one ended and grades nothing twice.
 """
 
@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from grading import GradingError, cells
@@ -62,7 +62,7 @@ def grade_class(
     solutions do not pass.
     """
     state.mkdir(parents=True, exist_ok=True)
-    digest = f"{course.digest()}-{json.dumps(limits.to_dict(), sort_keys=True)}"
+    digest = f"{course.digest()}-{json.dumps(asdict(limits), sort_keys=True)}"
     class_ = [_open(course, submission, state, digest) for submission in submissions]
     due = [graded for graded in class_ if not {q.grade_id for q in course.questions} <= graded.results.keys()]
     tick("kept from before", (len(class_) - len(due)) * len(course.questions))
@@ -193,7 +193,8 @@ def explain(question: Question, verdict: Mapping, made: Container[str] = (), mod
     if mode == "inside":
         return "a test fails: run the one that you can see in your notebook"
     line = verdict.get("line")
-    if isinstance(line, int) and line in cells.region_lines(question.source, cells.HIDDEN):
+    lines, _ = cells.split_regions(question.source, cells.HIDDEN)
+    if isinstance(line, int) and 0 < line <= len(lines) and lines[line - 1][1]:
         return "the tests that you can see pass, but it is wrong for other inputs: try the smallest and the strangest"
     name, message = str(verdict.get("name")), str(verdict.get("message") or "")
     if name == "AssertionError":

@@ -1,6 +1,6 @@
 """The process in which a student's code runs: no network, no way to our files, limits on everything.
 
-For: `spawn`; `restrain`, for the process that judges; `probe`, which tries out what this system allows. On Linux, where
+On Linux, where
 the system allows namespaces, the code sees no other process, no network, no socket on disk, nothing of the course's
 solutions, and writes to its own folder only (`mounts.py`). Elsewhere proxies are off and limits hold; `facts` says
 which of the two it was.
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -61,10 +61,6 @@ class Limits:
     processes: int = 32
     file: int = 32 << 20  # bytes a file, what is printed included
     disk: int = 256 << 20  # bytes of all files together, where namespaces hold
-
-    def to_dict(self) -> dict:
-        """The limits as JSON values."""
-        return asdict(self)
 
 
 def spawn(work: Callable[[dict], None], scratch: Path, hide: Iterable[Path], limits: Limits, keep_fd: int) -> int:
@@ -245,10 +241,6 @@ class TreeWatch:
         self.spared: set[int] = set()  # children of ours that are not the student's: the judge
         self.computed: dict[psutil.Process, float] = {}  # processor time of each, when it was last seen
 
-    def members(self) -> list[psutil.Process]:
-        """The descendants of this process, which adopts those that lose their parent."""
-        return [p for p in _children(psutil.Process()) if p.pid not in self.spared]
-
     def check(self) -> str | None:
         """The limit that is passed now, in words; None while all is well."""
         everything = _children(psutil.Process())
@@ -295,7 +287,7 @@ class TreeWatch:
         """Kill all of it, however often it forks meanwhile."""
         self.stopped = self.stopped or time.monotonic()
         for _ in range(50):
-            members = [p for p in self.members() if _alive(p)]
+            members = [p for p in _children(psutil.Process()) if p.pid not in self.spared and _alive(p)]
             if not members:
                 return
             for process in members:

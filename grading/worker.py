@@ -35,7 +35,7 @@ from pathlib import Path
 
 from grading import cells, check_modules, codec, release, sandbox
 from grading.answering import failure, serve, short, take_back, withhold
-from grading.judge import judge_apart, judge_inside
+from grading.judge import run_judge
 from grading.sandbox import TreeWatch
 
 # What torch and peft load at the first call of a function: once here, and not in each fork.
@@ -191,8 +191,7 @@ def judge(shell: object, student: socket.socket, job: dict, test: dict, watch: T
         try:
             sandbox.restrain(watch.limits)
             take_back()
-            verdict = (judge_inside if job["inside"] else judge_apart)(shell, student, job, test)
-            os.write(writer, json.dumps(verdict).encode())
+            os.write(writer, json.dumps(run_judge(shell, student, job, test)).encode())
         finally:
             os._exit(0)
     os.close(writer)

@@ -118,8 +118,8 @@ ALL_RIGHT = {
 }  # fmt: skip
 
 
-def write_course(root: Path, names: tuple[str, ...] | None = None) -> Path:
-    """Write the solved edition to `root`, with things in it that must never get out."""
+def write_course(root: Path, names: tuple[str, ...] | None = None, **more: str) -> Path:
+    """Write the solved edition to `root`, with things in it that must never get out; `more`: other files, by path."""
     for name, solved in solved_notebooks().items():
         if names is None or name in names:
             root.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def write_course(root: Path, names: tuple[str, ...] | None = None) -> Path:
         "assets/data.json": "{}\n", "tests/test_secret.py": "doubled_secretly = 1\n", ".git/config": "secret\n",
         "requirements.txt": "numpy\n", "constraints.txt": "", "LICENSE": "free\n", "scripts/grade.py": "secret = 1\n",
     }  # fmt: skip
-    for name, content in files.items():
+    for name, content in (files | more).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content, encoding="utf-8")
     return root
@@ -145,11 +145,11 @@ def handed_in(answers: dict[str, str]) -> dict[str, dict]:
     return books
 
 
-def as_files(answers: dict[str, str], adapter: dict[str, bytes] | None = None, **more: bytes) -> dict[str, bytes]:
+def as_files(answers: dict[str, str], adapter: dict[str, bytes] | None = None) -> dict[str, bytes]:
     """What a student hands in, by path."""
     files = {name: cells.write_notebook(book) for name, book in handed_in(answers).items()}
     places = {name: "train" if name == "run.json" else "adapters" for name in adapter or {}}
-    return files | {f"artifacts/mini/{places[n]}/positive/{n}": data for n, data in (adapter or {}).items()} | more
+    return files | {f"artifacts/mini/{places[n]}/positive/{n}": data for n, data in (adapter or {}).items()}
 
 
 def as_zip(files: dict[str, bytes]) -> bytes:
@@ -190,10 +190,7 @@ def adapter_files(tensors: dict[str, np.ndarray], base: str = "the base", run: b
 
 
 def write_reference(folder: Path, seed: int = 1) -> Path:
-    folder.mkdir(parents=True)
-    for name, data in adapter_files(vectors(seed=seed)).items():
-        (folder / name).write_bytes(data)
-    return folder
+    return put(folder.parent, folder.name, adapter_files(vectors(seed=seed))) / folder.name
 
 
 # --- for the tests of attacks: a course of one notebook, and a class graded on it ---
@@ -233,19 +230,13 @@ def check(number, answer):
 
 def write_plain_course(root: Path) -> Path:
     """One notebook, the checks that real courses have, and an editor's copy of the solutions."""
-    write_course(root, (PLAIN,))
     files = {"exercises/__init__.py": CHECK, "exercises/small.py": RIGHT, "exercises/deep/__init__.py": RIGHT}
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-    copied = root / ".ipynb_checkpoints" / "01-Plain-checkpoint.ipynb"
-    copied.parent.mkdir()
-    copied.write_bytes((root / PLAIN).read_bytes())
-    return root
+    write_course(root, (PLAIN,), **files)
+    return put(root, ".ipynb_checkpoints", {"01-Plain-checkpoint.ipynb": (root / PLAIN).read_bytes()})
 
 
-def nb(answers: dict[str, str], name: str = PLAIN) -> dict[str, bytes]:
-    return {name: as_files(answers)[name]}
+def nb(answers: dict[str, str]) -> dict[str, bytes]:
+    return {PLAIN: as_files(answers)[PLAIN]}
 
 
 def put(folder: Path, name: str, files: dict[str, bytes]) -> Path:
@@ -255,10 +246,10 @@ def put(folder: Path, name: str, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def graded_class(tmp_path: Path, root: Path, jobs: int = 1, out: str = "out") -> tuple[dict[str, Graded], list[str]]:
+def graded_class(tmp_path: Path, root: Path, jobs: int = 1) -> tuple[dict[str, Graded], list[str]]:
     course = Course.load(root)
     submissions, aside = collect(tmp_path / "in")
-    output = tmp_path / out
+    output = tmp_path / "out"
     class_ = grade_class(
         course, submissions, output / "state", HOSTILE_LIMITS, jobs=jobs, hide=[tmp_path / "in", output]
     )

@@ -23,7 +23,9 @@ from grading_course import (
     code,
     graded_cell,
     handed_in,
+    nb,
     notebook,
+    put,
     run_file,
     solution,
     vectors,
@@ -137,7 +139,7 @@ def in_encoding(encoding: str) -> dict[str, bytes]:
 
 
 RIGHT = as_files(ALL_RIGHT, GOOD)
-ONE = {"01-Plain.ipynb": as_files({"twice": TWICE})["01-Plain.ipynb"]}
+ONE = nb({"twice": TWICE})
 
 
 def only(**answers: str) -> dict[str, bytes]:
@@ -197,11 +199,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_reference(tmp_path_factory.mktemp("reference") / "positive-seed0")
-
-
-@pytest.fixture(scope="module")
 def exported(root, tmp_path_factory) -> tuple[Path, dict]:
     """The class as a platform exports it: a folder or a zip each."""
     folder = tmp_path_factory.mktemp("submissions")
@@ -209,20 +206,17 @@ def exported(root, tmp_path_factory) -> tuple[Path, dict]:
     cases = table(root, server.getsockname()[1])
     for number, (name, (files, _, _)) in enumerate(cases.items()):
         if number % 2 or not files:
-            for path, data in files.items():
-                (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name / path).write_bytes(data)
-            (folder / name).mkdir(exist_ok=True)
+            (put(folder, name, files) / name).mkdir(exist_ok=True)
         else:
             (folder / f"{name}.zip").write_bytes(as_zip(files))
     return folder, cases
 
 
 @pytest.fixture(scope="module")
-def graded(root, reference, exported, tmp_path_factory) -> dict:
+def graded(root, exported, tmp_path_factory) -> dict:
     """Everything graded once, two at a time."""
-    output = tmp_path_factory.mktemp("grades")
-    course = Course.load(root)
+    output, course = tmp_path_factory.mktemp("grades"), Course.load(root)
+    reference = write_reference(tmp_path_factory.mktemp("reference") / "positive-seed0")
     submissions, aside = collect(exported[0])
     class_ = grade_class(
         course, submissions, output / "state", LIMITS, jobs=2, hide=[exported[0], output],
@@ -281,7 +275,7 @@ def test_tables(graded):
 
 
 @pytest.mark.slow
-def test_a_second_start_runs_nothing_and_gives_the_same(graded, exported, reference, monkeypatch):
+def test_a_second_start_runs_nothing_and_gives_the_same(graded, exported, monkeypatch):
     monkeypatch.setattr(Runner, "__enter__", lambda self: pytest.fail("something was graded twice"))
     submissions, _ = collect(exported[0])
     again = grade_class(graded["course"], submissions, graded["output"] / "state", LIMITS)
@@ -302,11 +296,10 @@ def test_marks_of_a_person_are_taken_in(graded):
     graded["class"]["right"].results["why"] |= {"points": None, "by_hand": False}  # as it was, for the other tests
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same(root, tmp_path):
+def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same(tmp_path):
     course = Course.load(write_course(tmp_path / "course", ("01-Plain.ipynb",)))
     for name in "abc":
-        (tmp_path / "in" / name).mkdir(parents=True)
-        (tmp_path / "in" / name / "01-Plain.ipynb").write_bytes(ONE["01-Plain.ipynb"])
+        put(tmp_path / "in", name, ONE)
     submissions, _ = collect(tmp_path / "in")
     seen: list[str] = []
 
@@ -337,8 +330,8 @@ def test_a_course_whose_own_solution_fails_or_whose_test_tests_nothing_is_not_gr
         faults = calibrate(runner)
     assert "test-twice: our own solution does not pass" in faults[0]
     assert "test-answer: the unsolved edition passes" in faults[1]
+    (tmp_path / "in" / "a").mkdir(parents=True)
     with pytest.raises(GradingError, match="does not pass"):
-        (tmp_path / "in" / "a").mkdir(parents=True)
         grade_class(course, collect(tmp_path / "in")[0], tmp_path / "state", LIMITS)
 
 
@@ -429,6 +422,11 @@ class Odd:
     """Nothing that may cross."""
 
 
+def crossed(value: object) -> object:
+    buffers: list[bytes] = []
+    return codec.decode(json.loads(json.dumps(codec.encode(value, buffers))), buffers)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -451,8 +449,7 @@ class Odd:
     ids=repr,
 )
 def test_plain_data_crosses_unchanged(value):
-    buffers: list[bytes] = []
-    found = codec.decode(json.loads(json.dumps(codec.encode(value, buffers))), buffers)
+    found = crossed(value)
     assert found == value and type(found) is type(value)
 
 
@@ -460,8 +457,7 @@ def test_plain_data_crosses_unchanged(value):
     "array", [np.zeros((0, 3)), np.arange(6.0).reshape(2, 3).T, np.array(True), np.array([1 + 2j])]
 )
 def test_arrays_cross_with_type_and_shape(array):
-    buffers: list[bytes] = []
-    found = codec.decode(json.loads(json.dumps(codec.encode(array, buffers))), buffers)
+    found = crossed(array)
     assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from grading_course import write_course
@@ -12,61 +11,39 @@ from grading import cells
 from grading.course import Course
 
 NAME = "01-Plain.ipynb"
-TITLE, SETUP, TWICE, TEST, WHY = 0, 1, 2, 3, 6  # cells of the first notebook
+Change = Callable[[dict[str, dict]], object]  # of the first notebook's cells, by id
 
 
-def test_names_of_the_cells_are_right(tmp_path):
-    found = cells.read_notebook((write_course(tmp_path) / NAME).read_bytes())["cells"]
-    assert [found[n]["id"] for n in (TITLE, SETUP, TWICE, TEST, WHY)] == [
-        "title",
-        "setup",
-        "twice",
-        "test-twice",
-        "why",
-    ]
+def add(name: str, text: str) -> Change:
+    return lambda found: found[name].update(source=found[name]["source"] + text)
 
 
-def digest_after(tmp_path: Path, change: Callable[[list[dict]], object]) -> tuple[str, str]:
-    """The digest of the course before and after `change`, which is given the first notebook's cells."""
+NOTHING: dict[str, Change] = {
+    "a word of the lesson": add("title", ", or two"),
+    "a word of the model answer": add("why", " Of films above all."),
+    "an output": lambda found: found["setup"].update(outputs=[]),
+    "an editor's metadata": lambda found: found["setup"]["metadata"].update(collapsed=True),
+}
+AGAIN: dict[str, Change] = {
+    "a comment in code": add("setup", "\n# why"),
+    "a solution": add("twice", "\n    return 2 * x"),
+    "a test": add("test-twice", "\nassert twice(0) == 0"),
+    "points": lambda found: found["test-twice"]["metadata"]["nbgrader"].update(points=7),
+    "a tag that says who grades": lambda found: found["test-twice"]["metadata"].update(tags=["grade-adapter"]),
+    "an id by which an answer is found": lambda found: found["twice"].update(id="double"),
+    "what a written answer begins as": add("why", "\n### BEGIN SOLUTION\nx\n### END SOLUTION"),
+    "a cell more": lambda found: found.update(x={"cell_type": "code", "id": "x", "metadata": {}, "source": "x = 1"}),
+}
+
+
+@pytest.mark.parametrize("name", [*NOTHING, *AGAIN])
+def test_what_may_decide_a_grade_and_nothing_else_is_graded_again(tmp_path, name):
     root = write_course(tmp_path)
     before, book = Course.load(root).digest(), cells.read_notebook((root / NAME).read_bytes())
-    change(book["cells"])
-    (root / NAME).write_bytes(cells.write_notebook(book))
-    return before, Course.load(root).digest()
-
-
-def add(place: int, text: str) -> Callable[[list[dict]], object]:
-    return lambda found: found[place].update(source=found[place]["source"] + text)
-
-
-NOTHING = {
-    "a word of the lesson": add(TITLE, ", or two"),
-    "a word of the model answer": add(WHY, " Of films above all."),
-    "an output": lambda found: found[SETUP].update(outputs=[]),
-    "an editor's metadata": lambda found: found[SETUP]["metadata"].update(collapsed=True),
-}
-AGAIN = {
-    "a comment in code": add(SETUP, "\n# why"),
-    "a solution": add(TWICE, "\n    return 2 * x"),
-    "a test": add(TEST, "\nassert twice(0) == 0"),
-    "points": lambda found: found[TEST]["metadata"]["nbgrader"].update(points=7),
-    "a tag that says who grades": lambda found: found[TEST]["metadata"].update(tags=["grade-adapter"]),
-    "an id by which an answer is found": lambda found: found[TWICE].update(id="double"),
-    "what a written answer begins as": add(WHY, "\n### BEGIN SOLUTION\nx\n### END SOLUTION"),
-    "a cell more": lambda found: found.insert(1, {"cell_type": "code", "id": "x", "metadata": {}, "source": "x = 1"}),
-}
-
-
-@pytest.mark.parametrize("name", NOTHING)
-def test_what_decides_no_grade_is_not_graded_again(tmp_path, name):
-    before, after = digest_after(tmp_path, NOTHING[name])
-    assert after == before
-
-
-@pytest.mark.parametrize("name", AGAIN)
-def test_what_may_decide_a_grade_is_graded_again(tmp_path, name):
-    before, after = digest_after(tmp_path, AGAIN[name])
-    assert after != before
+    found = {cell["id"]: cell for cell in book["cells"]}
+    (NOTHING | AGAIN)[name](found)
+    (root / NAME).write_bytes(cells.write_notebook(book | {"cells": list(found.values())}))
+    assert (Course.load(root).digest() != before) is (name in AGAIN)
 
 
 @pytest.mark.parametrize("place", ["utils/small.py", "assets/grading-bands.json"])

@@ -10,17 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from grading_course import (
-    HOSTILE_LIMITS,
-    PLAIN,
-    TWICE,
-    as_files,
-    as_zip,
-    judged,
-    nb,
-    put,
-    write_plain_course,
-)
+from grading_course import HOSTILE_LIMITS, PLAIN, TWICE, as_files, as_zip, judged, nb, put, write_plain_course
 
 from grading import submit
 from grading.course import Course, Runner
@@ -45,11 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_where_nothing_can_fork_the_advice_is_shown(tmp_path):
     """Windows has neither of these modules, and no fork."""
     gone = "import os, psutil, sys\nsys.modules |= {'resource': None, 'fcntl': None}\ndel os.fork\n"
-    run = [
-        sys.executable,
-        "-c",
-        gone + f"from scripts import grade\nsys.exit(grade.main([{str(tmp_path)!r}]))",
-    ]
+    run = [sys.executable, "-c", gone + f"from scripts import grade\nsys.exit(grade.main([{str(tmp_path)!r}]))"]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "run it in WSL" in done.stderr and "Traceback" not in done.stderr
 
@@ -66,7 +52,7 @@ def test_a_zip_of_windows_has_folders(tmp_path):
     assert not any("evil" in name for name in ann.files) and len(ann.problems) == 2
 
 
-def test_moodles_loose_files_are_one_students(root, tmp_path):
+def test_moodles_loose_files_are_one_students(tmp_path):
     for name in (PLAIN, "02-Numbers.ipynb"):
         (tmp_path / f"Ann Lee_123456_assignsubmission_file_{name}").write_bytes(as_files({})[name])
     for name in ("submission (1).zip", "submission.zip"):

@@ -7,13 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from grading_course import (
-    graded_class,
-    judged,
-    nb,
-    put,
-    write_plain_course,
-)
+from grading_course import graded_class, judged, nb, put, write_plain_course
 
 from grading import GradingError
 from grading.course import Course, Runner

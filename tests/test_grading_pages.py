@@ -11,24 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from grading_course import (
-    ANSWER,
-    PLAIN,
-    TWICE,
-    judged,
-    nb,
-    put,
-    text,
-    write_course,
-    write_plain_course,
-)
+from grading_course import ANSWER, PLAIN, TWICE, judged, nb, put, text, write_course, write_plain_course
 
 from grading import cells
 from grading.course import Course, Question, read_plan
-from grading.intake import Submission, collect
+from grading.intake import collect
 from grading.match import match
 from grading.pages import feedback_page, summary, written_page
-from grading.run import explain, grade_adapter_question
+from grading.run import explain
 from scripts import grade
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="grading forks")
@@ -118,13 +108,6 @@ def test_the_summary_names_who_is_late_and_whose_notebooks_are_missing(course, t
     lines = summary(course, class_, [])
     assert "late, as the names of the files say: Ann" in lines
     assert f"missing or unreadable (grades.csv says why): Bob: {PLAIN}" in lines
-
-
-def test_an_adapter_that_was_not_handed_in_waits_for_nobody():
-    question, nobody = Question("q", "02", "adapter", 5.0, 0, "", "q"), Submission("Ann", "", "a")
-    assert grade_adapter_question(question, nobody, None)["points"] == 0
-    nobody.files = {"artifacts/mini/adapters/positive/adapter_model.safetensors": b""}
-    assert grade_adapter_question(question, nobody, None)["state"] == "open"
 
 
 # --- for who marks ---

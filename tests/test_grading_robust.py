@@ -125,9 +125,8 @@ def test_the_others_are_graded(bad_class):
 
 def test_what_breaks_the_grader_leaves_the_points_open_and_is_told(root, tmp_path, monkeypatch):
     """Whatever it is, at whichever place; the next start tries again."""
-    put(tmp_path / "in", "Ann", nb({"twice": TWICE}))
-    put(tmp_path / "in", "Bob", nb({"twice": TWICE}))
-    put(tmp_path / "in", "Cid", nb({"twice": TWICE}))
+    for name in ("Ann", "Bob", "Cid"):
+        put(tmp_path / "in", name, nb({"twice": TWICE}))
     right, read = Runner.judge, intake.read_into
 
     def judge(self, question, answers, inside=None, left=0.0):

@@ -72,16 +72,16 @@ def test_the_zip_is_the_same_byte_for_byte(root, edition, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "line"),
+    "line",
     [
-        ("assets/data.json", '{"x": "doubled_secretly = x + x"}'),
-        ("assets/data.json", json.dumps({"x": "for number in range(-50, 50):\n    assert"})),
-        ("assets/data.json", json.dumps([ANSWER])),
+        '{"x": "doubled_secretly = x + x"}',
+        json.dumps({"x": "for number in range(-50, 50):\n    assert"}),
+        json.dumps([ANSWER]),
     ],
 )
-def test_a_trace_is_found_and_nothing_is_released(tmp_path, place, line):
+def test_a_trace_is_found_and_nothing_is_released(tmp_path, line):
     root = write_course(tmp_path / "course")
-    (root / place).write_text(line, encoding="utf-8")
+    (root / "assets" / "data.json").write_text(line, encoding="utf-8")
     with pytest.raises(GradingError, match="would show .*data.json"):
         make_student_edition(root, tmp_path / "build")
     assert not (tmp_path / "build" / "student").exists()
@@ -112,13 +112,6 @@ def test_names_of_a_cell():
     assert cells.bound_names(source) == {"x", "y", "z", "f", "C", "i"}
     assert cells.bound_names("def broken(:\nvalue = 3") == {"broken", "value"}
     assert cells.used_names("g(h.i, [k for k in m])") == {"g", "h", "k", "m"}
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
-def test_a_notebook_in_another_encoding_is_read(encoding):
-    book = {"nbformat": 4, "cells": [{"cell_type": "markdown", "source": ["é ", "ü"], "metadata": {}}]}
-    found = cells.read_notebook(json.dumps(book, ensure_ascii=False).encode(encoding))
-    assert found["cells"][0]["source"] == "é ü"
 
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "probe.json")
@@ -190,9 +183,10 @@ def test_the_student_is_told_what_is_broken_and_may_hand_it_in(edition, tmp_path
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
-def test_what_the_grader_can_read_is_not_called_broken(edition, tmp_path, encoding):
-    written = '{"nbformat": 4, "cells": [], "metadata": {"name": "Zoë"}}'.encode(encoding)
-    assert cells.read_notebook(written)["cells"] == []
+def test_a_notebook_in_another_encoding_is_read_and_not_called_broken(edition, tmp_path, encoding):
+    book = {"nbformat": 4, "cells": [{"cell_type": "markdown", "source": ["é ", "ü"], "metadata": {}}]}
+    written = json.dumps(book, ensure_ascii=False).encode(encoding)
+    assert cells.read_notebook(written)["cells"][0]["source"] == "é ü"
     assert len(submit(edition[0], tmp_path / "mine", *WHOLE, **{"02-Train.ipynb": written})[1]) == 1
 
 
