@@ -16,9 +16,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from study import ablations, comparison, cost
 from study.comparison import Bench
-from utils.adapters import load_base
+from utils.adapters import attach, load_base
 from utils.config import PROFILES
-from utils.data import read_packaged_reviews, split_reviews
+from utils.data import read_packaged_reviews, split_reviews, to_blocks
+from utils.judges import Judge
 
 ROOT = Path(__file__).resolve().parents[1]
 END_OF_TEXT = "<|endoftext|>"
@@ -49,6 +50,18 @@ def tokenizer(reviews) -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture(scope="session")
+def blocks(reviews, tokenizer) -> Dataset:
+    """The reviews as blocks of 16 tokens."""
+    return to_blocks(Dataset.from_list(reviews), tokenizer, 16)
+
+
+@pytest.fixture(scope="session")
+def judge(reviews) -> Judge:
+    """A judge by words that knows the reviews."""
+    return Judge.fit([row["text"] for row in reviews], [row["label"] for row in reviews])
+
+
 def make_tiny_model(layers: int = 2, width: int = 32, seed: int = 0) -> GPT2LMHeadModel:
     """A random GPT-2 whose biases and norms are random too, so that a mistake in scaling them shows."""
     torch.manual_seed(seed)
@@ -68,6 +81,28 @@ def make_tiny_model(layers: int = 2, width: int = 32, seed: int = 0) -> GPT2LMHe
 def tiny_model() -> GPT2LMHeadModel:
     """A fresh two-layer model for each test: peft changes the model it is given."""
     return make_tiny_model()
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    """The model's answer to eight fixed tokens."""
+    with torch.inference_mode():
+        return model(torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])).logits
+
+
+def moved(model: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> torch.nn.Module:
+    """`model` with every number that its method trains away from its start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture
+def trained(tiny_model):
+    """(IA)³ on the tiny model, away from its start."""
+    return moved(attach(tiny_model, "ia3"))
 
 
 @pytest.fixture(scope="session")

@@ -32,17 +32,12 @@ from datasets import Dataset, DatasetDict  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: E402
 
 from study import __main__ as compare  # noqa: E402
-from study import (  # noqa: E402  # noqa: E402
-    ablations,
-    comparison,
-    cost,
-    records,
-)
-from utils.adapters import attach  # noqa: E402  # noqa: E402  # noqa: E402
-from utils.config import PROFILES  # noqa: E402  # noqa: E402  # noqa: E402
-from utils.data import to_blocks  # noqa: E402  # noqa: E402  # noqa: E402
-from utils.saving import save_adapter  # noqa: E402  # noqa: E402  # noqa: E402
-from utils.session import quiet  # noqa: E402  # noqa: E402  # noqa: E402
+from study import ablations, comparison, cost, records  # noqa: E402
+from utils.adapters import attach  # noqa: E402
+from utils.config import PROFILES  # noqa: E402
+from utils.data import to_blocks  # noqa: E402
+from utils.saving import save_adapter  # noqa: E402
+from utils.session import quiet  # noqa: E402
 from utils.training import train  # noqa: E402
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.link", "os.symlink", "os.truncate"}

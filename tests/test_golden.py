@@ -53,11 +53,13 @@ def test_the_embedded_model_keeps_its_fingerprint(embedded):
 
 
 def test_the_judges_keep_their_folders(real_reviews):
-    from utils.judges import judge_names
+    from utils.judges import Judge, judge_names
 
     texts, labels = zip(*((row["text"], row["label"]) for row in real_reviews["pretrain"]), strict=True)
     assert judge_names(texts, labels) == JUDGES
-    assert sorted(path.name for path in (ROOT / "assets" / "judges").iterdir()) == sorted(JUDGES.values())
+    shipped = ROOT / "assets" / "judges"
+    assert sorted(path.name for path in shipped.iterdir()) == sorted(JUDGES.values())
+    assert all(Judge.load(shipped / name).kind == kind for kind, name in JUDGES.items())
 
 
 def test_the_bootstrap_draws_what_it_drew():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from conftest import make_tiny_model, moved
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -40,16 +40,6 @@ PROFILE = replace(PROFILES["mini"], block_length=16, batch_size=2, steps=4, eval
 @torch.inference_mode()
 def logits(model: torch.nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
     return model.eval()(ids).logits
-
-
-def moved(model: torch.nn.Module) -> torch.nn.Module:
-    """`model` with every number that its method trains somewhere else."""
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from conftest import make_tiny_model, moved
 from peft import PeftModel, get_peft_model
 from transformers import (
     BertConfig,
@@ -190,11 +190,7 @@ def test_refusals():
 def test_the_library_of_the_main_course_serves_mixed_batches_too(tokenizer, tmp_path):
     library = AdapterLibrary(make_tiny_model(), tokenizer)
     for seed, task in enumerate(("positive", "negative")):
-        model = attach(make_tiny_model(), "ia3")
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
-        save_adapter(model, tokenizer, tmp_path / task)
+        save_adapter(moved(attach(make_tiny_model(), "ia3"), seed), tokenizer, tmp_path / task)
         library.load(task, tmp_path / task)
     with mixed_adapters(library.model, ["negative", None]) as model:
         mixed = model(input_ids=IDS[:2]).logits

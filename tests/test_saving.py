@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from conftest import logits, make_tiny_model, moved
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -18,28 +18,6 @@ from utils.generation import generate
 from utils.saving import AdapterLibrary, find_adapter, load_adapter, save_adapter
 from utils.sizes import count_parameters, predict_ia3_count
 
-IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
-
-
-def logits(model) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(IDS).logits
-
-
-def randomise(model, seed=0, scale=0.3):
-    """Move every adapter parameter away from its start."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "ia3_" in name or "lora_" in name:
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-@pytest.fixture
-def trained(tiny_model):
-    return randomise(attach(tiny_model, "ia3")).eval()
-
 
 @pytest.fixture
 def saved(trained, tokenizer, tmp_path):
@@ -47,13 +25,14 @@ def saved(trained, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ia3", "lora"])
-def test_saved_and_reloaded_is_equal(tiny_model, tokenizer, tmp_path, method):
-    model = randomise(attach(tiny_model, method)).eval()
+def test_saved_and_reloaded_is_equal_and_names_no_path_of_this_machine(tiny_model, tokenizer, tmp_path, method):
+    model = moved(attach(tiny_model, method))
     save_adapter(model, tokenizer, tmp_path / "a")
     reloaded = load_adapter(make_tiny_model(), tmp_path / "a")
     assert torch.equal(logits(reloaded), logits(model))
     assert not any(p.requires_grad for p in reloaded.parameters())
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(saving.FILES)
+    assert str(tmp_path) not in "".join(p.read_text(errors="replace") for p in (tmp_path / "a").iterdir())
 
 
 def test_reload_to_train_on(saved):
@@ -63,72 +42,27 @@ def test_reload_to_train_on(saved):
 
 def test_saving_again_replaces_and_leaves_no_rubbish(trained, tokenizer, saved):
     first = (saved / "adapter_model.safetensors").read_bytes()
-    save_adapter(randomise(trained, seed=1), tokenizer, saved)
+    save_adapter(moved(trained, seed=1), tokenizer, saved)
     assert (saved / "adapter_model.safetensors").read_bytes() != first
     assert {p.name for p in saved.parent.iterdir()} == {"adapter", ".adapter.lock"}  # the lock stays, empty
 
 
-def test_no_path_of_this_machine_in_a_saved_adapter(trained, tokenizer, tmp_path):
-    folder = save_adapter(trained, tokenizer, tmp_path / "a")
-    assert str(tmp_path) not in "".join(p.read_text(errors="replace") for p in folder.iterdir())
-
-
-def test_another_base_is_refused(saved):
-    other = make_tiny_model(seed=7)
-    with pytest.raises(AdapterError, match="another base"):
-        load_adapter(other, saved)
+def test_a_base_that_is_another_merged_or_carries_an_adapter_is_refused(trained, saved):
+    other, adapted = make_tiny_model(seed=7), make_tiny_model()
+    attach(adapted, "ia3")
+    for base, words in (
+        (other, "another base"),
+        (adapters.merge(trained), "apply it twice"),
+        (adapted, "already carr"),
+    ):
+        with pytest.raises(AdapterError, match=words):
+            load_adapter(base, saved)
     assert not adapters.carries_adapter(other)
-
-
-def test_a_merged_base_is_refused(trained, saved):
-    with pytest.raises(AdapterError, match="apply it twice"):
-        load_adapter(adapters.merge(trained), saved)
-
-
-def test_a_base_with_foreign_layers_is_refused(saved):
-    base = make_tiny_model()
-    attach(base, "ia3")
-    with pytest.raises(AdapterError, match="already carries"):
-        load_adapter(base, saved)
-
-
-def test_nan_is_refused(saved):
-    path = saved / "adapter_model.safetensors"
-    tensors = load_file(path)
-    tensors[sorted(tensors)[0]].view(-1)[0] = float("nan")
-    save_file(tensors, path)
-    with pytest.raises(AdapterError, match="NaN"):
-        load_adapter(make_tiny_model(), saved)
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, -8])
-def test_a_truncated_file_is_refused(saved, keep):
-    path = saved / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(AdapterError, match="truncated or corrupt"):
-        load_adapter(make_tiny_model(), saved)
 
 
 def test_missing_adapter_says_which_notebook_to_run(tmp_path):
     with pytest.raises(AdapterError, match=r"run 02-Train\.ipynb"):
         load_adapter(make_tiny_model(), tmp_path / "none")
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", "null", "\0", '{"ids": [], "logits": [], "base_fingerprint": "a"}'])
-def test_a_damaged_probe_is_refused(saved, text):
-    (saved / "probe.json").write_text(text, encoding="utf-8")
-    with pytest.raises(AdapterError, match=r"probe\.json is damaged"):
-        load_adapter(make_tiny_model(), saved)
-
-
-def test_changed_vectors_fail_the_probe_and_leave_a_clean_base(saved):
-    path = saved / "adapter_model.safetensors"
-    save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
-    base = make_tiny_model()
-    before = logits(base)
-    with pytest.raises(AdapterError, match="logits differ"):
-        load_adapter(base, saved)
-    assert not adapters.carries_adapter(base) and torch.equal(logits(base), before)
 
 
 def test_saving_nonsense_is_refused(trained, tokenizer, tmp_path):
@@ -192,17 +126,23 @@ def two(tokenizer, tmp_path):
     """Folders of two different adapters, and the logits each should give."""
     folders, expected = {}, {}
     for seed, task in enumerate(("positive", "negative")):
-        model = randomise(attach(make_tiny_model(), "ia3"), seed).eval()
+        model = moved(attach(make_tiny_model(), "ia3"), seed)
         folders[task] = save_adapter(model, tokenizer, tmp_path / task)
         expected[task] = logits(model)
     return folders, expected
 
 
-def test_library_keeps_tasks_apart(two, tokenizer):
-    folders, expected = two
+@pytest.fixture
+def library(two, tokenizer):
+    """Both tasks in one library."""
     library = AdapterLibrary(make_tiny_model(), tokenizer)
-    for task, folder in folders.items():
+    for task, folder in two[0].items():
         library.load(task, folder)
+    return library
+
+
+def test_library_keeps_tasks_apart(two, library):
+    _, expected = two
     assert library.tasks == ["positive", "negative"]
     for task in ("positive", "negative", "positive"):
         with library.use(task) as model:
@@ -216,11 +156,8 @@ def test_library_keeps_tasks_apart(two, tokenizer):
         assert torch.equal(logits(model), expected["positive"])
 
 
-def test_library_removes_down_to_the_plain_base(two, tokenizer):
+def test_library_removes_down_to_the_plain_base(two, library):
     folders, expected = two
-    library = AdapterLibrary(make_tiny_model(), tokenizer)
-    for task, folder in folders.items():
-        library.load(task, folder)
     library.remove("positive")
     with library.use("negative") as model:
         assert torch.equal(logits(model), expected["negative"])
@@ -271,8 +208,7 @@ def test_a_bad_adapter_leaves_the_library_as_it_was(two, tokenizer):
     folders, expected = two
     library = AdapterLibrary(make_tiny_model(), tokenizer)
     library.load("positive", folders["positive"])
-    path = folders["negative"] / "adapter_model.safetensors"
-    save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    SPOILS["other vectors"][0](folders["negative"])
     with pytest.raises(AdapterError, match="logits differ"):
         library.load("negative", folders["negative"])
     assert library.tasks == ["positive"]
@@ -280,7 +216,7 @@ def test_a_bad_adapter_leaves_the_library_as_it_was(two, tokenizer):
 
 
 def test_a_name_in_use_is_refused_and_the_adapter_of_that_name_stays(saved, trained, tokenizer, tmp_path):
-    other = save_adapter(randomise(attach(make_tiny_model(), "ia3"), 7).eval(), tokenizer, tmp_path / "other")
+    other = save_adapter(moved(attach(make_tiny_model(), "ia3"), 7), tokenizer, tmp_path / "other")
     model = load_adapter(make_tiny_model(), saved)
     before = logits(model)
     with pytest.raises(AdapterError, match="named 'default' is loaded already"):
@@ -290,31 +226,55 @@ def test_a_name_in_use_is_refused_and_the_adapter_of_that_name_stays(saved, trai
     assert torch.equal(logits(model), before)
 
 
-def spoil_shape(folder) -> None:
-    path = folder / "adapter_model.safetensors"
-    tensors = load_file(path)
-    key = next(iter(tensors))
-    save_file(tensors | {key: tensors[key].flatten()[:3].clone()}, path)
+def tensors_with(change):
+    """A change of the adapter's tensors as a change of its folder."""
+
+    def spoil(folder) -> None:
+        path = folder / "adapter_model.safetensors"
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+    return spoil
 
 
-def spoil_config(folder) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(path.read_text()[:40])
+def first_changed(change):
+    return tensors_with(lambda tensors: tensors | {key: change(tensors[key].clone()) for key in [min(tensors)]})
 
 
-def spoil_probe(folder) -> None:
-    path = folder / "probe.json"
-    probe = json.loads(path.read_text())
-    path.write_text(json.dumps(probe | {"logits": probe["logits"][:5]}))
+def cut_at(name: str, keep: int):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
 
 
-@pytest.mark.parametrize("spoil", [spoil_shape, spoil_config, spoil_probe])
+def probe_of(text: str):
+    return lambda folder: (folder / "probe.json").write_text(text, encoding="utf-8")
+
+
+def short_probe(folder) -> None:
+    probe = json.loads((folder / "probe.json").read_text())
+    probe_of(json.dumps(probe | {"logits": probe["logits"][:5]}))(folder)
+
+
+SPOILS = {
+    "NaN": (first_changed(lambda tensor: tensor.fill_(torch.nan)), "NaN"),
+    "other vectors": (tensors_with(lambda tensors: {n: 1.5 * t for n, t in tensors.items()}), "logits differ"),
+    "shape": (first_changed(lambda tensor: tensor.flatten()[:3].clone()), None),
+    "short probe": (short_probe, None),
+    "configuration": (cut_at("adapter_config.json", 40), None),
+    **{f"cut at {n}": (cut_at("adapter_model.safetensors", n), "truncated or corrupt") for n in (0, 4, 100, -8)},
+    **{
+        f"probe {text}": (probe_of(text), r"probe\.json is damaged")
+        for text in ("{", "[]", "{}", "null", "\0", '{"ids": [], "logits": [], "base_fingerprint": "a"}')
+    },
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
 @pytest.mark.parametrize("beside", [False, True], ids=["on a plain base", "beside another adapter"])
 def test_whatever_is_wrong_is_one_error_and_leaves_the_base_as_it_was(saved, two, spoil, beside):
     base = load_adapter(make_tiny_model(), two[0]["positive"], name="positive") if beside else make_tiny_model()
     before, flags = logits(base), [p.requires_grad for p in base.parameters()]
-    spoil(saved)
-    with pytest.raises(AdapterError):
+    change, words = SPOILS[spoil]
+    change(saved)
+    with pytest.raises(AdapterError, match=words):
         load_adapter(base, saved, name="new")
     assert torch.equal(logits(base), before) and [p.requires_grad for p in base.parameters()] == flags
     assert beside or not (adapters.carries_adapter(base) or hasattr(base, "peft_config"))
@@ -326,10 +286,7 @@ def test_an_untrained_adapter_is_no_merged_base(tokenizer, tmp_path):
     assert torch.equal(logits(load_adapter(make_tiny_model(), folder)), logits(make_tiny_model()))
 
 
-def test_a_task_inside_the_bare_base_is_the_task_and_nothing_becomes_trainable(two, tokenizer):
-    library = AdapterLibrary(make_tiny_model(), tokenizer)
-    for task, folder in two[0].items():
-        library.load(task, folder)
+def test_a_task_inside_the_bare_base_is_the_task_and_nothing_becomes_trainable(library):
     with library.use("positive") as model:
         positive = logits(model)
     with library.use(None) as model:
@@ -342,11 +299,8 @@ def test_a_task_inside_the_bare_base_is_the_task_and_nothing_becomes_trainable(t
         assert torch.equal(logits(model), positive)
 
 
-def test_a_library_with_a_merged_adapter_does_nothing_under_another_name(two, tokenizer):
+def test_a_library_with_a_merged_adapter_does_nothing_under_another_name(two, library):
     folders, expected = two
-    library = AdapterLibrary(make_tiny_model(), tokenizer)
-    library.load("positive", folders["positive"])
-    library.load("negative", folders["negative"])
     with library.use("positive") as model:
         model.merge_adapter()
         for work in (

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import moved
 from labs import made_tokenizer, tiny, tiny_model
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, AutoPeftModelForSequenceClassification
 
@@ -235,10 +236,7 @@ def test_a_classifier_gets_its_own_head_back_after_a_refused_load(tmp_path, toke
 @torch.no_grad()
 def test_merging_leaves_a_plain_model_with_the_trained_head():
     recipe = tiny("bert-paraphrase")
-    model = attach_recipe(tiny_model(recipe), recipe).eval()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(0.3 * torch.randn_like(parameter))
+    model = moved(attach_recipe(tiny_model(recipe), recipe))
     ids = torch.randint(5, 300, (2, 6))
     merged = merge(model)
     assert type(merged).__name__ == "BertForSequenceClassification"
