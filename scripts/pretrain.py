@@ -312,16 +312,16 @@ def train(
     save_every: float,
     compile_model: bool,
     init: Path | None = None,
-    bf16: bool | None = None,
     trial: int = 0,
 ) -> None:
     """Run or resume the pretraining; prints one line an evaluation, stops when all steps are done.
 
-    `bf16=None` is `fast_bf16`. With `trial` a run of that many steps, from warm-up to a rate of 0, that keeps no
-    checkpoint and adds one line to `trials.jsonl` in `folder`, which `export` puts into the record.
+    With `trial` a run of that many steps, from warm-up to a rate of 0, that keeps no
+    checkpoint and adds one line to `trials.jsonl` in `folder`, which `export` puts into the record; its bits per byte
+    are those of the first 128 blocks of each part, before and after.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16 = fast_bf16(device) if bf16 is None else bf16
+    bf16 = fast_bf16(device)
     reuse_freed_memory()
     tokenizer, blocks = prepare(recipe, folder, init)
     bytes_of = token_bytes(tokenizer)
@@ -340,6 +340,18 @@ def train(
         f"{'bfloat16' if bf16 else 'float32'}, from step {start:,}",
         flush=True,
     )
+
+    def held_out(whole: bool) -> dict[str, float]:
+        """Bits per byte of the validation part and of the unseen films: of all their blocks, or of the first 128."""
+        parts = {
+            part: blocks[part] if whole else blocks[part][:128] for part in ("validation", "unseen") if part in blocks
+        }
+        return {
+            f"{part}_bits_per_byte": round(bits_per_byte(model, some, bytes_of, device, bf16), 4)
+            for part, some in parts.items()
+        }
+
+    before = held_out(whole=False) if trial else {}
     saved = time.monotonic()
     for step in (bar := tqdm(range(start, total), initial=start, total=total, mininterval=10)):
         batch = batch_at(blocks["pretrain"], step, recipe).to(device)
@@ -357,10 +369,7 @@ def train(
         if (step + 1) % HISTORY_EVERY == 0 or last:
             row = {"step": step + 1, "loss": round(sum(recent) / len(recent), 4)}
             if (step + 1) % EVALUATE_EVERY == 0 or last:
-                for part in ("validation", "unseen"):
-                    if part in blocks:
-                        some = blocks[part] if last else blocks[part][:128]
-                        row[f"{part}_bits_per_byte"] = round(bits_per_byte(model, some, bytes_of, device, bf16), 4)
+                row |= held_out(whole=last and not trial)
                 tqdm.write(json.dumps(row))
             history.append(row)
             bar.set_postfix(loss=row["loss"])
@@ -369,7 +378,7 @@ def train(
             save_checkpoint(folder, step + 1, model, optimizers, history, recent, recipe)
             saved = time.monotonic()
     if trial:
-        line = {"steps": trial, "recipe": asdict(recipe), **history[-1]}
+        line = {"steps": trial, "recipe": asdict(recipe), "before": before, "after": history[-1]}
         with (folder / "trials.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -444,7 +453,6 @@ def parse() -> tuple[Recipe, argparse.Namespace]:
     parser.add_argument("--target", type=Path, default=ROOT / "assets" / "mini-gpt2", help="where --export writes")
     parser.add_argument("--measure", type=Path, help="print the bits a byte of the exported model in this folder")
     parser.add_argument("--trial", type=int, default=0, help="run this many steps, keep a line in trials.jsonl alone")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16: 1.6 times faster on an AVX512-BF16 CPU")
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster after a minute, needs a compiler")
     options = parser.parse_args()
     recipe = Recipe(**{name: getattr(options, name) for name in names})
@@ -462,8 +470,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer, blocks = prepare(wanted, Path(scratch), options.measure)
         return print(json.dumps(measure(load_exported(options.measure), tokenizer, blocks)))
-    bf16 = False if options.float32 else None
-    train(recipe, options.work, options.save_every, options.compile, options.init, bf16, options.trial)
+    train(recipe, options.work, options.save_every, options.compile, options.init, options.trial)
 
 
 if __name__ == "__main__":

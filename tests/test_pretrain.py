@@ -152,8 +152,8 @@ def test_goes_on_from_exported_weights_with_more_text_and_keeps_the_record(monke
     work = tmp_path / "second"
     work.mkdir()
     monkeypatch.setattr(pretrain, "HISTORY_EVERY", 1)
-    pretrain.train(recipe, work, 0.0, compile_model=False, init=old, bf16=False, trial=3)
-    pretrain.train(recipe, work, 0.0, compile_model=False, init=old, bf16=False)
+    pretrain.train(recipe, work, 0.0, compile_model=False, init=old, trial=3)
+    pretrain.train(recipe, work, 0.0, compile_model=False, init=old)
     with pytest.raises(SystemExit, match="did not start from"):
         pretrain.export(work, new)
     pretrain.export(work, new, old)
@@ -161,6 +161,9 @@ def test_goes_on_from_exported_weights_with_more_text_and_keeps_the_record(monke
     first_loss = record["history"][0]["loss"]
     assert first_loss < 5.0 < record["earlier_runs"][0]["history"][0]["loss"]  # 5.7 nats: a random model
     assert [line["steps"] for line in record["trials"]] == [3] and record["trials"][0]["recipe"]["init"] == recipe.init
+    trial = record["trials"][0]
+    assert {"validation_bits_per_byte", "unseen_bits_per_byte"} == trial["before"].keys() < trial["after"].keys()
+    assert all(trial["before"][part] != trial["after"][part] for part in trial["before"])
     assert (
         record["before"]["bits_per_byte"].keys() == {"validation", "test", "unseen"} == record["bits_per_byte"].keys()
     )
