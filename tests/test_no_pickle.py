@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_tiny_model
-from datasets import Dataset
 from labs import made_tokenizer
 
 from extensions.models import build_model, load_model
@@ -28,7 +27,6 @@ from extensions.recipes import RECIPES
 from utils import training
 from utils.adapters import AdapterError, attach, load_base
 from utils.config import PROFILES, ROOT, HubError
-from utils.data import to_blocks
 from utils.saving import load_adapter, save_adapter
 
 PLANTED = (
@@ -147,9 +145,8 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
-def test_a_checkpoint_with_a_malicious_pickle_is_refused(tmp_path, tokenizer, reviews, monkeypatch, name):
+def test_a_checkpoint_with_a_malicious_pickle_is_refused(tmp_path, blocks, monkeypatch, name):
     """The Trainer keeps its states with `torch.save`, and reads them with `weights_only=True`."""
-    blocks = to_blocks(Dataset.from_list(reviews), tokenizer, 16)
 
     def run():
         model = attach(make_tiny_model(), "ia3")

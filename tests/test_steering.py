@@ -6,35 +6,21 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import make_tiny_model
-from datasets import Dataset
+from conftest import make_tiny_model, moved
 
 from study.dial import dial_header, load_reference_dial
 from utils.adapters import attach, scaling_vectors
 from utils.config import PROFILES
-from utils.data import to_blocks
 from utils.evaluation import dial, held_out_loss, strength_sweep
-from utils.judges import Judge
 
 
 @pytest.fixture
 def model():
-    model = attach(make_tiny_model(), "ia3").eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return moved(attach(make_tiny_model(), "ia3"))
 
 
-@pytest.fixture(scope="module")
-def judge(reviews):
-    return Judge.fit([row["text"] for row in reviews], [row["label"] for row in reviews], "words")
-
-
-def sweep(model, tokenizer, reviews, judge, strengths):
-    blocks = to_blocks(Dataset.from_list(reviews), tokenizer, 16).select(range(4))
+def sweep(model, tokenizer, blocks, judge, strengths):
+    blocks = blocks.select(range(4))
     rows = strength_sweep(
         model, partial(dial, scaling_vectors(model)), strengths, prompts=["I saw", "the acting"],
         sampling={"samples": 3, "new_tokens": 12}, judges={"words": judge}, blocks=blocks,
@@ -43,21 +29,21 @@ def sweep(model, tokenizer, reviews, judge, strengths):
     return rows, blocks
 
 
-def test_sweep_measures_each_strength_and_puts_the_vectors_back(model, tokenizer, reviews, judge):
+def test_sweep_measures_each_strength_and_puts_the_vectors_back(model, tokenizer, blocks, judge):
     before = scaling_vectors(model)
-    rows, blocks = sweep(model, tokenizer, reviews, judge, (0, 1, -2))
+    rows, held_out = sweep(model, tokenizer, blocks, judge, (0, 1, -2))
     assert [row["strength"] for row in rows] == [0.0, 1.0, -2.0]
     assert set(rows[0]) == {"strength", "positivity", "perplexity", "held_out_loss"}
-    assert rows[0]["held_out_loss"].value == pytest.approx(held_out_loss(make_tiny_model(), blocks).value, abs=1e-6)
-    assert rows[1]["held_out_loss"].value == pytest.approx(held_out_loss(model, blocks).value, abs=1e-6)
+    assert rows[0]["held_out_loss"].value == pytest.approx(held_out_loss(make_tiny_model(), held_out).value, abs=1e-6)
+    assert rows[1]["held_out_loss"].value == pytest.approx(held_out_loss(model, held_out).value, abs=1e-6)
     assert len({row["held_out_loss"].value for row in rows}) == 3
     assert all(torch.equal(scaling_vectors(model)[key], before[key]) for key in before)
 
 
-def test_sweep_puts_the_vectors_back_after_an_error(model, tokenizer, reviews, judge):
+def test_sweep_puts_the_vectors_back_after_an_error(model, tokenizer, blocks, judge):
     before = scaling_vectors(model)
     with pytest.raises(TypeError):
-        sweep(model, tokenizer, reviews, judge, (2, None))
+        sweep(model, tokenizer, blocks, judge, (2, None))
     assert all(torch.equal(scaling_vectors(model)[key], before[key]) for key in before)
 
 
