@@ -115,7 +115,7 @@ def links_say_where(notebook: NotebookNode) -> list[str]:
 
 
 def colours_are_not_alone(notebook: NotebookNode) -> list[str]:
-    """A cell that draws for itself takes its colours from utils/style.py, whose distances are tested."""
+    """A cell that draws for itself takes its colours from utils/plots.py, whose distances are tested."""
     found = re.compile(
         r"""["'](?:#[0-9A-Fa-f]{6}|C\d|tab:\w+|red|green|blue|orange|purple)["']|\bcmap=["'](?!Blues|RdBu_r)"""
     )
