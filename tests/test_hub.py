@@ -65,6 +65,7 @@ def both_fail(*words: str, profile=GPT2) -> None:
     failure(lambda: list(read_hub_reviews(profile)), profile.reviews, *words)
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers(point):
     assert config.ANSWER_SECONDS <= 5  # asked once, then given up
     with HubServer({}, silent=True) as server:

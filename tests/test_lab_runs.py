@@ -90,6 +90,7 @@ def test_every_run_is_a_record_with_scores_and_is_made_once(lab, script, monkeyp
 
 
 @pytest.mark.parametrize("lab", ["bert-paraphrase"], indirect=True)
+@pytest.mark.slow
 def test_the_sweep_decides_the_rate_of_the_runs_and_reads_no_test_row(lab, script, monkeypatch, capsys):
     monkeypatch.setattr(script, "SWEEP_EXAMPLES", 8)
     bench = LabBench(script.setup_lab(lab))

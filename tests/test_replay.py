@@ -100,6 +100,7 @@ def test_dead_kernel_is_reported_long_before_the_cell_timeout(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent differently there")
+@pytest.mark.slow
 def test_interrupt_ends_the_kernel_and_keeps_what_ran(tmp_path: Path) -> None:
     path = write(tmp_path / "slow.ipynb", "import os\nprint(os.getpid())", "import time\ntime.sleep(800)")
     out = tmp_path / "out"
@@ -146,6 +147,7 @@ def test_refresh_twice_gives_the_same_bytes(refreshed: Path, tmp_path: Path) -> 
     assert [output.text for output in code(again)[1].outputs] == ["0 1 2 "]
 
 
+@pytest.mark.slow
 def test_strict_nbval_compares_what_is_not_tagged_and_has_a_count(refreshed: Path, tmp_path: Path) -> None:
     def variant(name: str, cell: int, count: int | None, text: str) -> Path:
         notebook = nbformat.read(refreshed, as_version=4)
