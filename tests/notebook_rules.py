@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 import nbformat
 from nbformat import NotebookNode
 
-CELLS = (40, 60)  # the beat of docs: short enough to finish, long enough to explain
+CELLS = (35, 60)  # the beat of docs: short enough to finish, long enough to explain
 LAB_CELLS = (25, 40)  # of an optional lab in extensions/
-MARKDOWN_PER_CODE = (1.2, 1.5)
+MARKDOWN_PER_CODE = (1.1, 1.6)
 CODE_LINES = 20
 MEGABYTES = 2
 COMPARED_SHARE = 0.6
@@ -156,7 +156,7 @@ def short_cells(notebook: NotebookNode) -> list[str]:
 
 
 def cell_number(notebook: NotebookNode) -> list[str]:
-    """The lesson has 40 to 60 cells."""
+    """The lesson has 35 to 60 cells."""
     return _within(CELLS, len(lesson_cells(notebook)))
 
 
@@ -185,7 +185,7 @@ def finds_utils(notebook: NotebookNode) -> list[str]:
 
 
 def enough_text(notebook: NotebookNode) -> list[str]:
-    """The lesson has 1.2 to 1.5 markdown cells for each code cell."""
+    """The lesson has 1.1 to 1.6 markdown cells for each code cell."""
     kinds = [cell.cell_type for cell in lesson_cells(notebook)]
     code = kinds.count("code")
     ratio = kinds.count("markdown") / max(code, 1)

@@ -93,7 +93,7 @@ def test_no_module_imports_itself_in_a_circle():
 
 def test_the_core_is_small_and_knows_no_lab():
     core = [path for module, path in MODULES.items() if module.startswith("utils")]
-    assert len(core) <= 15
+    assert len(core) <= 16  # 15 modules and the reading guide
     for path in core:
         words = set(re.findall(r"\w+", path.read_text("utf-8")))
         assert not words & {"extensions", "Recipe", "study", "exercises", "grading"}, path.name

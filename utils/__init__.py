@@ -6,5 +6,5 @@
 03-Inference  `generation` writes text, `evaluation` has the strength dial
 04-Compare    `runs` keeps a run as one JSON, `metrics` has intervals and tables
 
-`plots` draws. Nothing is imported here, so that a script which needs only the configuration starts at once.
+`plots` draws, `pages` shows tables. Nothing is imported here: a script that needs only `config` starts at once.
 """

@@ -10,8 +10,10 @@ Means and ratios get the percentile bootstrap over texts (over prompts for disti
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -21,10 +23,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from utils.adapters import scaling_vectors, set_scaling_vectors
+from utils.adapters import base_fingerprint, scaling_vectors, set_scaling_vectors
+from utils.config import Profile, artifacts_dir
+from utils.data import PROMPTS
 from utils.generation import Sample, adapters_off, beneath, evaluation_mode, generate
 from utils.judges import EvaluationError, Judge
 from utils.metrics import Estimate, bootstrap_interval, wilson_interval
+from utils.runs import write_json
 
 SCORE_OF_JUDGE = {"words": "positivity", "characters": "positivity_chars"}
 POSITIONS = 512  # whose logits are computed at a time
@@ -41,6 +46,27 @@ def evaluate_samples(
     scores["relevance"] = bootstrap_interval(alone - prompted, tokens)
     empty = wilson_interval(len(samples) - len(_judged(samples)), len(samples))
     return {**scores, **diversity(samples), "empty": empty}
+
+
+def untrained(
+    profile: Profile, base: nn.Module, tokenizer: PreTrainedTokenizerBase, judges: Mapping[str, Judge]
+) -> tuple[list[Sample], dict[str, Estimate], bool]:
+    """What the base writes after `PROMPTS`, its scores, and whether both were kept from an earlier notebook.
+
+    Made once: `baseline.json` among the artefacts holds them with what they depend on (base, sampling, judges).
+    """
+    path = artifacts_dir(profile) / "baseline.json"
+    sampling = profile.sampling | {"seed": profile.seed}
+    depends = {"base": base_fingerprint(base), "sampling": sampling, "judges": sorted(judges), "prompts": list(PROMPTS)}
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if {key: kept.get(key) for key in depends} == depends:
+            samples = [Sample(**sample) for sample in kept["samples"]]
+            return samples, {name: Estimate.from_dict(score) for name, score in kept["scores"].items()}, True
+    samples = generate(base, tokenizer, PROMPTS, **sampling)
+    scores = evaluate_samples(samples, judges, base, tokenizer)
+    write_json(path, depends | {"scores": scores, "samples": [asdict(sample) for sample in samples]})
+    return samples, scores, False
 
 
 def positivity(samples: Sequence[Sample], judge: Judge) -> Estimate:

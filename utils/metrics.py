@@ -167,11 +167,11 @@ def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
     A value is text, a number, an `Estimate`, or None (printed "-"). A column that METRICS does not know is printed
     under its own name, without a mark.
     """
-    cells = [[_cell(row.get(column), METRICS.get(column)) for row in rows] for column in columns]
-    marks = [_best([row.get(column) for row in rows], METRICS.get(column)) for column in columns]
-    for texts, best in zip(cells, marks, strict=True):
-        if best:
-            texts[:] = [text + ("*" if index in best else " ") for index, text in enumerate(texts)]
+    cells = [[cell(row.get(column), METRICS.get(column)) for row in rows] for column in columns]
+    marks = [best([row.get(column) for row in rows], METRICS.get(column)) for column in columns]
+    for texts, marked in zip(cells, marks, strict=True):
+        if marked:
+            texts[:] = [text + ("*" if index in marked else " ") for index, text in enumerate(texts)]
     titles = [METRICS[column].title if column in METRICS else column for column in columns]
     notes = ["* best value of its column"] if any(marks) else []
     if notes and any(isinstance(row.get(column), Estimate) for row in rows for column in columns):
@@ -181,11 +181,11 @@ def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
 
 def compare_table(rows: Sequence[tuple[str, object, object]]) -> str:
     """`(what, predicted, measured)` rows as "predicted | measured | match"; equal means exactly equal."""
-    lines = [[what, _cell(a, None), _cell(b, None), "yes" if a == b else "NO"] for what, a, b in rows]
+    lines = [[what, cell(a, None), cell(b, None), "yes" if a == b else "NO"] for what, a, b in rows]
     return "\n".join(_align(["", "predicted", "measured", "match"], lines))
 
 
-def _cell(value: object, metric: Metric | None) -> str:
+def cell(value: object, metric: Metric | None) -> str:
     """A value as text: integers with thousands separators, other numbers with the metric's digits (default 3)."""
     digits = metric.digits if metric else 3
     if value is None:
@@ -197,14 +197,14 @@ def _cell(value: object, metric: Metric | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 
-def _best(values: Sequence[object], metric: Metric | None) -> list[int]:
+def best(values: Sequence[object], metric: Metric | None) -> list[int]:
     """Where the best value stands (ties all count); nowhere without a direction or with fewer than two numbers."""
     numbers = {i: middle(v) for i, v in enumerate(values)}
     numbers = {i: v for i, v in numbers.items() if isinstance(v, (int, float))}
     if metric is None or metric.better is None or len(numbers) < 2:
         return []
-    best = (max if metric.better == "higher" else min)(numbers.values())
-    return [index for index, value in numbers.items() if value == best]
+    top = (max if metric.better == "higher" else min)(numbers.values())
+    return [index for index, value in numbers.items() if value == top]
 
 
 def _align(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
