@@ -58,6 +58,7 @@ class Submission:
     problems: list[str] = field(default_factory=list)
     failure: str = ""
     late: bool = False
+    return_name: str = ""  # under which the platform takes a page back for this student; "" where no platform named her
     entries: int = 0  # of zips, so far
     size: int = 0  # bytes read, so far
 
@@ -96,6 +97,7 @@ def collect(folder: Path) -> tuple[list[Submission], list[str]]:
             continue
         names = [CANVAS.fullmatch(bare_name(path)) for path in copies[latest]]
         submission.late = any(found and found["late"] for found in names)
+        submission.return_name = return_name(copies[latest][0])
         loose = identity and all(path.is_file() for path in copies[latest])
         if len(copies[latest]) > 1 and not (loose and sum(p.suffix.lower() == ".zip" for p in copies[latest]) < 2):
             aside.append(f"{', '.join(shown(p.name) for p in copies[latest])}: graded together, as one student's")
@@ -163,6 +165,18 @@ def read_name(path: Path) -> tuple[str, str, int]:
     if (found := COPY.fullmatch(stem)) and path.suffix != ".ipynb":
         return found["name"].strip(), "", int(found["number"])
     return stem.strip(), "", 0
+
+
+def return_name(path: Path) -> str:
+    """Where in a zip Moodle (multiple feedback files) or Canvas (uploaded again) looks for the student's page; or "".
+
+    Moodle: a folder of the submission's name, up to `_file_`. Canvas: the name up to both numbers.
+    """
+    if found := MOODLE.fullmatch(stem := bare_name(path)):
+        return f"{found['name']}_{found['id']}_assignsubmission_file_/feedback.html"
+    if found := CANVAS.fullmatch(stem):
+        return f"{stem.removesuffix(found['file'])}feedback.html"
+    return ""
 
 
 def bare_name(path: Path) -> str:

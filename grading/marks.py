@@ -182,10 +182,13 @@ def _value(text: str) -> float | None:
 
 
 def mark_rows(course: Course, class_: list[Graded], rows: list[dict[str, str]]) -> list[tuple]:
-    """The table: a row for each open question and each mark, then the rows that fit nobody here or no question."""
+    """The table, in the order of `written.html`: written questions first, and of each its students by the key's end.
+
+    Behind the rows of open questions and marks come those that fit nobody here or no question.
+    """
     table: list[tuple] = [HEAD]
-    for graded in class_:
-        for question in course.questions:
+    for question in sorted(course.questions, key=lambda question: question.kind != "written"):
+        for graded in sorted(class_, key=pseudonym):
             result = graded.results[question.grade_id]
             if result["state"] == "open" or "row" in result:
                 of, *mark = result.get("row") or ("", "", "", digest(graded, question.grade_id))

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from grading.run import Graded
 
 PARTICIPANT = re.compile(r"\D*(\d+)\s*")  # "Participant 12345", in the language of the site
 INNER = re.compile(r"([;\t]\s*)(?=[=+\-@＝＋－＠])")  # a cell begins there where `;` or tabs separate
+OUR_COMMENT = "Lab: "  # how a comment begins that grading wrote, and may write anew
 WIDE = str.maketrans("＝＋－＠", "=+-@")  # which some spreadsheets read as the narrow ones
 
 
@@ -76,13 +78,27 @@ def write_reports(course: Course, class_: list[Graded], output: Path, aside: Seq
     if path.is_file():
         write_atomic(output / "written.csv.bak", path.read_bytes())
     write_table(path, mark_rows(course, class_, rows))
-    for graded in class_:
-        page = feedback_page(course, graded)
-        write_atomic(output / "feedback" / f"{graded.submission.key}.html", page.encode("utf-8", "replace"))
+    _write_feedback(course, class_, output)
     write_atomic(output / "written.html", written_page(course, class_).encode("utf-8", "replace"))
     lines = [*summary(course, class_, aside), *notes]
     write_atomic(output / "summary.txt", ("\n".join(lines) + "\n").encode("utf-8", "replace"))
     return lines
+
+
+def _write_feedback(course: Course, class_: list[Graded], output: Path) -> None:
+    """A page a student; those of students whom a platform has named also in one zip, to be given back at once."""
+    back = io.BytesIO()
+    with zipfile.ZipFile(back, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for graded in class_:
+            page = feedback_page(course, graded).encode("utf-8", "replace")
+            write_atomic(output / "feedback" / f"{graded.submission.key}.html", page)
+            if graded.submission.return_name:
+                zipped.writestr(graded.submission.return_name, page)
+        named = zipped.namelist()
+    if named:
+        write_atomic(output / "feedback.zip", back.getvalue())
+    else:
+        (output / "feedback.zip").unlink(missing_ok=True)
 
 
 def _write_tables(course: Course, class_: list[Graded], output: Path) -> None:
@@ -107,10 +123,14 @@ def _write_tables(course: Course, class_: list[Graded], output: Path) -> None:
 
 @dataclass(frozen=True)
 class Worksheet:
-    """Moodle's table: all its rows, the first line included; `grade` is the number of the column for the grade."""
+    """Moodle's table: all its rows, the first line included; `grade` and `comments`: the numbers of these columns.
+
+    `comments` is None where the assignment has no feedback comments.
+    """
 
     rows: list[list[str]]
     grade: int
+    comments: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +142,8 @@ class Export:
     open_as_zero: bool = False
 
 
-def read_worksheet(path: Path, grade: str = "Grade") -> Worksheet:
-    """Moodle's grading worksheet as it was downloaded; `grade`: the name of its column, which Moodle translates.
+def read_worksheet(path: Path, grade: str = "Grade", comments: str = "Feedback comments") -> Worksheet:
+    """Moodle's grading worksheet as it was downloaded; `grade`, `comments`: names of columns, which Moodle translates.
 
     Raises GradingError where that column, or the participants' numbers in the first one, are not there.
     """
@@ -141,7 +161,7 @@ def read_worksheet(path: Path, grade: str = "Grade") -> Worksheet:
             f"{path}: its first column must hold Moodle's identifiers, as 'Participant 12345': download the worksheet "
             "anew (assignment, all submissions, download grading worksheet)"
         )
-    return Worksheet(rows, head.index(grade))
+    return Worksheet(rows, head.index(grade), head.index(comments) if comments in head else None)
 
 
 def export(course: Course, class_: list[Graded], how: Export) -> tuple[list[tuple], list[list[str]], list[str]]:
@@ -157,18 +177,35 @@ def export(course: Course, class_: list[Graded], how: Export) -> tuple[list[tupl
     canvas += [(g.submission.student, g.submission.lms_id, "", "", "", number(g.score())) for g in ready]
     if how.worksheet is None:
         return canvas, [], notes
-    moodle, unknown = _filled(how.worksheet, ready)
+    moodle, unknown = _filled(course, how.worksheet, ready)
     return canvas, moodle, notes + unknown
 
 
-def _filled(worksheet: Worksheet, ready: list[Graded]) -> tuple[list[list[str]], list[str]]:
-    """The worksheet with the grades of these students put in, and a note on those who have no row in it."""
-    grades = {graded.submission.lms_id: number(graded.score()) for graded in ready}
+def comment_on(course: Course, graded: Graded) -> str:
+    """What stands in the worksheet's column for comments: the total, then each question that lost points, and why."""
+    lost = []
+    for question in course.questions:
+        result = graded.results[question.grade_id]
+        if (result["points"] or 0) < question.points:
+            why = cells.printable(result.get("comment") or result["message"])
+            lost.append(f"{question.title}: {number(result['points']) or 0} of {number(question.points)}, {why}")
+    return f"{OUR_COMMENT}{number(graded.score())} of {number(course.most)} points. " + " | ".join(lost)
+
+
+def _filled(course: Course, worksheet: Worksheet, ready: list[Graded]) -> tuple[list[list[str]], list[str]]:
+    """The worksheet with grades and comments of these students, and a note on those who have no row in it.
+
+    A comment that a person wrote in Moodle stays as it is.
+    """
+    found = {graded.submission.lms_id: graded for graded in ready}
     head, *rows = [list(row) for row in worksheet.rows]
-    numbers = [found[1] if (found := PARTICIPANT.fullmatch(row[0])) else "" for row in rows]
+    numbers = [match[1] if (match := PARTICIPANT.fullmatch(row[0])) else "" for row in rows]
     for row, identity in zip(rows, numbers, strict=True):
-        if identity and identity in grades and len(row) > worksheet.grade:
-            row[worksheet.grade] = grades[identity]
+        if identity and identity in found and len(row) > worksheet.grade:
+            row[worksheet.grade] = number(found[identity].score())
+            at = worksheet.comments
+            if at is not None and len(row) > at and (not row[at].strip() or row[at].startswith(OUR_COMMENT)):
+                row[at] = comment_on(course, found[identity])
     lost = [g.submission.student for g in ready if not g.submission.lms_id or g.submission.lms_id not in numbers]
     note = f"moodle.csv: no row of the worksheet has the number of {', '.join(lost)}: enter these grades by hand"
     return [head, *rows], [note] if lost else []

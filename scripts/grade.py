@@ -71,6 +71,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--assignment", default=Export.assignment, help="the column's name in canvas.csv; Canvas only")
     parser.add_argument("--moodle", type=Path, metavar="WORKSHEET", help="Moodle's grading worksheet, to be filled in")
     parser.add_argument("--moodle-grade", default="Grade", metavar="NAME", help="its column for the grade")
+    parser.add_argument("--moodle-comments", default="Feedback comments", metavar="NAME", help="and for the comments")
     parser.add_argument("--open-as-zero", action="store_true", help="export totals whose points are not all given yet")
     parser.add_argument("--unsafe", action="store_true", help="grade where students' code cannot be shut in")
     return parser.parse_args(arguments)
@@ -110,7 +111,9 @@ def grade(options: argparse.Namespace) -> list[str]:
     marks, root = options.output / "written.csv", options.root.resolve()
     if marks.is_file():
         read_table(marks)  # what is wrong with it is better said before the hours of grading
-    worksheet = read_worksheet(options.moodle, options.moodle_grade) if options.moodle else None
+    worksheet = (
+        read_worksheet(options.moodle, options.moodle_grade, options.moodle_comments) if options.moodle else None
+    )
     course = Course.load(root)
     submissions, aside = collect(options.submissions)
     if options.only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from grading_course import judged, write_plain_course
 
 from grading import GradingError
 from grading.course import Course
+from grading.intake import collect
 from grading.report import Export, export, read_worksheet, write_reports
 from grading.run import Graded
 from scripts import grade
@@ -51,7 +53,12 @@ def test_the_worksheet_comes_back_as_it_was_with_the_grades_in_it(course, worksh
     lines = write_reports(course, class_of(course), tmp_path, [], how)
     before, after = list(csv.reader(WORKSHEET.splitlines())), read(tmp_path / "moodle.csv")
     assert [row[3] for row in after] == ["Grade", "9.5", "", "5.00"]  # Bob's is not final; Moodle skips empty ones
-    assert [row[:3] + row[4:] for row in after] == [row[:3] + row[4:] for row in before]
+    assert [row[:3] + row[4:6] for row in after] == [row[:3] + row[4:6] for row in before]
+    assert [row[6] for row in after[2:]] == ["=1+1, said", ""]  # a person's comment, and nobody's
+    assert after[1][6].startswith("Lab: 9.5 of ") and "3.5 of 5" in after[1][6]
+    again = read_worksheet(tmp_path / "moodle.csv")  # our own comment is written anew
+    again.rows[1][6] = "Lab: 0 of 10 points. "
+    assert export(course, class_of(course), Export(worksheet=again))[1][1][6] == after[1][6]
     assert any(
         "moodle.csv" in line and line.endswith("the number of Cid: enter these grades by hand") for line in lines
     )
@@ -69,6 +76,37 @@ def test_a_total_with_open_points_is_exported_only_where_that_is_said(course, wo
     canvas, moodle, notes = export(course, class_of(course), how)
     assert ("Bob", "4712", "", "", "", "6") in canvas and moodle[2][3] == "6"
     assert "open points count as 0" in notes[0] and notes[0].endswith(": Bob")
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("Ann Lee_4711_assignsubmission_file_", "Ann Lee_4711_assignsubmission_file_/feedback.html"),
+        ("Ann Lee_4711_assignsubmission_file_01-A.ipynb", "Ann Lee_4711_assignsubmission_file_/feedback.html"),
+        ("leeann_LATE_4711_99_lab.zip", "leeann_LATE_4711_99_feedback.html"),
+        ("Ann", ""),
+    ],
+)
+def test_a_page_goes_back_under_the_name_that_the_platform_gave(name, inside, course, tmp_path):
+    (tmp_path / "in" / name).mkdir(parents=True)
+    (submission,), _ = collect(tmp_path / "in")
+    assert submission.return_name == inside
+    graded = judged(course, "Ann Lee", "4711")
+    graded.submission.return_name = inside
+    write_reports(course, [graded], tmp_path, [], Export())
+    assert (tmp_path / "feedback.zip").exists() == bool(inside)
+    if inside:
+        with zipfile.ZipFile(tmp_path / "feedback.zip") as zipped:
+            page = next((tmp_path / "feedback").iterdir()).read_bytes()
+            assert {name: zipped.read(name) for name in zipped.namelist()} == {inside: page}
+
+
+def test_the_table_for_marks_has_the_order_of_the_page(course, tmp_path):
+    class_ = class_of(course)
+    write_reports(course, class_, tmp_path, [], Export())
+    keys = [row[0].rpartition("-")[2] for row in read(tmp_path / "written.csv")[1:]]
+    page = (tmp_path / "written.html").read_text("utf-8")
+    assert keys == sorted(keys, key=page.index)
 
 
 def test_without_a_worksheet_none_of_an_earlier_run_is_left(course, worksheet, tmp_path):
