@@ -3,7 +3,6 @@
 #   make lab         set up, open JupyterLab
 #   make test        set up, check the notebooks, run the unit tests, replay the notebooks comparing their outputs
 #   make test-slow   set up, run the tests of more than 10 s each, which make test leaves out: kills, real grading
-#   make test-order  set up, run every cell of the four notebooks twice, and each section alone after a restart (ORDER="-k 02")
 #   make test-gpu    set up, require CUDA, replay with the gpt2 profile: the notebooks' asserts, and the outputs that hold
 #                    for every profile
 #   make env-extensions   set up, and install what the optional labs under extensions/ can use (150 MB)
@@ -36,7 +35,7 @@ MINI := LAB_PROFILE=$${LAB_PROFILE:-mini} LAB_DEVICE=$${LAB_DEVICE:-cpu}
 # Replays write here, so that they never touch the runs and adapters of somebody who works in artifacts/.
 REPLAYED := LAB_ARTIFACTS="$${LAB_ARTIFACTS:-$$PWD/build/artifacts}"
 
-.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-slow test-notebooks test-order test-gpu \
+.PHONY: course env env-extensions extensions lab test test-extensions test-unit test-slow test-notebooks test-gpu \
 	train-distributed refresh lint format audit student grade bench
 
 course: env
@@ -77,9 +76,6 @@ test-notebooks: env
 
 test-extensions: env-extensions
 	unset LAB_DATA_DIR LAB_OVERRIDE; $(REPLAYED) $(MINI) $(NBVAL) --nbval $(EXTENSIONS) --junitxml build/extensions.xml
-
-test-order: env
-	$(REPLAYED) $(MINI) $(RUN) -m pytest tests/reorder.py --durations=0 $(ORDER)
 
 test-gpu: env
 	$(RUN) -c 'import torch; assert torch.cuda.is_available(), "this machine has no CUDA that torch can use"; print(torch.cuda.get_device_name())'

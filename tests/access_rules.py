@@ -1,4 +1,4 @@
-"""What readers who see, print or listen differently need: rules for notebooks and pages, and for colours.
+"""What readers who see, print or listen differently need: rules for notebooks and pages.
 
 Notebook -> list of problems, as in notebook_rules.py; for tests/test_access.py. A page of Markdown is read as a
 notebook of one cell (`page`).
@@ -6,12 +6,9 @@ notebook of one cell (`page`).
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-import numpy as np
-from matplotlib.colors import to_rgb
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from notebook_rules import code_cells
@@ -23,39 +20,6 @@ SEEN = re.compile(
     r"|alternates?|overlaps?|moves?|grows?|shrinks?|drops?|crosses|cross)\b"
 )
 SAYS_NOTHING = {"", "here", "this", "link", "this link", "click here", "more", "read more", "page", "see", "source"}
-
-# Colour vision without one kind of cone, on linear RGB: Machado, Oliveira and Fernandes 2009 (doi
-# 10.1109/TVCG.2009.113), the matrices for severity 1.0.
-VISION = {
-    "trichromacy": np.eye(3),
-    "protanopia": np.array(
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
-    ),
-    "deuteranopia": np.array(
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
-    ),
-    "tritanopia": np.array(
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
-    ),
-}
-XYZ = np.array(  # linear sRGB to CIE XYZ, white D65 (IEC 61966-2-1)
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-)
-
-
-def lab(colour: object, vision: str = "trichromacy") -> np.ndarray:
-    """CIELAB coordinates (L*, a*, b*) of a colour as `vision` sees it (CIE 15); L* runs from 0 to 100."""
-    rgb = np.asarray(to_rgb(colour))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    ratio = XYZ @ np.clip(VISION[vision] @ linear, 0, 1) / XYZ.sum(axis=1)
-    f = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
-    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
-
-def smallest_distance(colours: Iterable[str], vision: str) -> float:
-    """The least CIELAB distance (CIE 1976) between two of the different `colours`; about 2 can just be noticed."""
-    pairs = itertools.combinations(dict.fromkeys(colours), 2)
-    return min(float(np.linalg.norm(lab(a, vision) - lab(b, vision))) for a, b in pairs)
 
 
 def page(text: str) -> NotebookNode:
@@ -115,7 +79,7 @@ def links_say_where(notebook: NotebookNode) -> list[str]:
 
 
 def colours_are_not_alone(notebook: NotebookNode) -> list[str]:
-    """A cell that draws for itself takes its colours from utils/plots.py, whose distances are tested."""
+    """A cell that draws for itself takes its colours from utils/plots.py."""
     found = re.compile(
         r"""["'](?:#[0-9A-Fa-f]{6}|C\d|tab:\w+|red|green|blue|orange|purple)["']|\bcmap=["'](?!Blues|RdBu_r)"""
     )

@@ -1,6 +1,6 @@
 """What a notebook must be so that its cells can be run in another order than from top to bottom, without running it.
 
-Notebook -> list of problems, as in notebook_rules.py; for tests/test_order.py. tests/reorder.py runs them.
+Notebook -> list of problems, as in notebook_rules.py; for tests/test_order.py.
 """
 
 from __future__ import annotations

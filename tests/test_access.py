@@ -8,10 +8,9 @@ from pathlib import Path
 import access_rules
 import matplotlib
 import nbformat
-import numpy as np
 import pytest
 import torch
-from access_rules import VISION, lab, page, smallest_distance
+from access_rules import page
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
@@ -51,9 +50,7 @@ PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob
 PAGES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("assets/**/*.md"))]
 RULES = (*access_rules.RULES, headings_in_order)
 PALETTE = (BLUE, ORANGE, BLACK, GREEN, RED, PURPLE, GREY)
-DISTANCE = 10  # CIELAB, between any two colours of a figure, in every kind of colour vision
 TEXT_CONTRAST = 4.5  # WCAG 2.2, 1.4.3
-STEP = (0.5, 1.5)  # of a colour map in equal steps: the change of colour, as a share of the mean change
 
 
 def read(name: str) -> NotebookNode:
@@ -96,27 +93,6 @@ def test_rules_find_what_breaks_them() -> None:
 # --- colours ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vision", VISION)
-def test_palette_is_told_apart(vision: str) -> None:
-    assert smallest_distance(PALETTE, vision) >= DISTANCE
-
-
-def test_simulation_takes_red_and_green_away_and_leaves_grey() -> None:
-    brown_and_olive = ["#A05A00", "#6E7300"]
-    for vision in ("deuteranopia", "protanopia"):
-        assert (
-            smallest_distance(brown_and_olive, vision)
-            < DISTANCE
-            < 3 * DISTANCE
-            < smallest_distance(brown_and_olive, "tritanopia")
-        )
-    for vision in VISION:
-        assert np.allclose(lab("#808080", vision), lab("#808080"), atol=0.1)
-    assert np.allclose(lab("white"), [100, 0, 0], atol=0.1) and np.allclose(
-        lab("#FF0000"), [53.24, 80.09, 67.2], atol=0.1
-    )
-
-
 def test_contrast_is_that_of_the_standard_and_methods_have_marks_besides_their_colour() -> None:
     assert contrast("white", "black") == pytest.approx(21) and contrast("#777777", "white") < 4.5
     assert contrast("#767676", "white") > 4.5  # the grey that WCAG's own examples stop at
@@ -126,27 +102,6 @@ def test_contrast_is_that_of_the_standard_and_methods_have_marks_besides_their_c
     marks = [(marker, line) for _, marker, line in STYLES.values()]
     assert STYLES.keys() == METHODS.keys()
     assert len({marker for marker, _ in marks}) == len(marks)
-
-
-@pytest.mark.parametrize(("name", "diverging"), [("Blues", False), ("RdBu_r", True)])
-def test_colour_maps_change_evenly(name: str, diverging: bool) -> None:
-    colours = np.array([lab(matplotlib.colormaps[name](x)) for x in np.linspace(0, 1, 33)])
-    steps = np.linalg.norm(np.diff(colours, axis=0), axis=1) / np.linalg.norm(np.diff(colours, axis=0), axis=1).mean()
-    assert STEP[0] <= steps.min() and steps.max() <= STEP[1]
-    lightness = colours[:, 0]
-    if not diverging:
-        assert (np.diff(lightness) < 0).all()
-        return
-    assert np.linalg.norm(colours[16, 1:]) < 2 and lightness[16] > 95  # the middle is no colour
-    assert (np.diff(lightness[:17]) > 0).all() and (np.diff(lightness[16:]) < 0).all()
-    ends = [to_hex(matplotlib.colormaps[name](x)) for x in (0.15, 0.85)]
-    assert all(smallest_distance(ends, vision) > 3 * DISTANCE for vision in VISION)
-
-
-def test_evenness_is_not_had_for_nothing() -> None:
-    colours = np.array([lab(matplotlib.colormaps["jet"](x)) for x in np.linspace(0, 1, 33)])
-    steps = np.linalg.norm(np.diff(colours, axis=0), axis=1)
-    assert steps.min() / steps.mean() < STEP[0] or steps.max() / steps.mean() > STEP[1]
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
