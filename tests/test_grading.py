@@ -440,9 +440,6 @@ def crossed(value: object) -> object:
         (1, "a"),
         {1: [2]},
         {3, 4},
-        1j,
-        b"x",
-        range(3),
         ...,
         np.float32(2),
         np.int64(3),
@@ -462,7 +459,9 @@ def test_arrays_cross_with_type_and_shape(array):
     assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
 
 
-@pytest.mark.parametrize("value", [Odd(), [Odd()], print, iter([]), np.array([Odd()], dtype=object)], ids=str)
+@pytest.mark.parametrize(
+    "value", [Odd(), [Odd()], print, iter([]), range(3), 1j, b"x", np.array([Odd()], dtype=object)], ids=str
+)
 def test_objects_do_not_cross(value):
     with pytest.raises(codec.NotPlainError):
         codec.encode(value, [])
