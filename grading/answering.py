@@ -5,10 +5,8 @@ What is sent from here is not believed: a student's code can send anything in it
 
 from __future__ import annotations
 
-import contextlib
 import importlib.abc
 import importlib.machinery
-import io
 import pickle
 import socket
 import sys
@@ -42,19 +40,6 @@ def short(error: BaseException) -> str:
         return cells.printable(str(error))[:LONGEST]
     except BaseException:
         return ""
-
-
-def run_test(shell: object, source: str) -> dict | None:
-    """As `failure`; an assertion without a message of its own gets what the visible part of the test has printed.
-
-    Warnings go nowhere: they quote the line that they come from, which may be one of a hidden test.
-    """
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
-        problem = failure(shell, source)
-    if problem and problem["name"] == "AssertionError" and not problem["message"]:
-        problem["message"] = printed.getvalue().strip()[-LONGEST:]
-    return problem
 
 
 class _Withheld(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -99,14 +84,10 @@ def serve(shell: object, judge_end: socket.socket, job: dict, facts: dict) -> No
     codec.send(judge_end, {"problems": problems, "values": values}, buffers)
     while True:
         try:
-            message, (data, *_) = codec.receive(judge_end)
+            _, (data, *_rest) = codec.receive(judge_end)
         except ConnectionError:
             return
-        if "token" in message:
-            problem = run_test(shell, data.decode())
-            codec.send(judge_end, {"token": message["token"], "problem": problem})
-        else:
-            codec.send(judge_end, *reply(shell.user_ns, data, judge_end))
+        codec.send(judge_end, *reply(shell.user_ns, data))
 
 
 def export(namespace: dict, name: str, buffers: list[bytes]) -> dict:
@@ -122,11 +103,11 @@ def export(namespace: dict, name: str, buffers: list[bytes]) -> dict:
         return {"strange": f"it cannot be read ({type(error).__name__})"}
 
 
-def reply(namespace: dict, data: bytes, judge_end: socket.socket) -> tuple[dict, list[bytes]]:
+def reply(namespace: dict, data: bytes) -> tuple[dict, list[bytes]]:
     """Call the student's function as the judge asks: its result, what it changed in place; or its exception by name."""
     buffers: list[bytes] = []
     try:
-        name, arguments, options = _Unpickler(io.BytesIO(data), judge_end).load()  # from the judge: our own data
+        name, arguments, options = pickle.loads(data)  # from the judge: our own data
         handed = [*arguments, *options.values()]
         before = [frozen(value) for value in handed]
         result = codec.encode(namespace[name](*arguments, **options), buffers)
@@ -154,23 +135,3 @@ def frozen(value: object) -> tuple | None:
         return codec.encode(state_of(value), buffers), buffers
     except NotPlainError:
         return None
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads what the judge sent; its functions become calls back to it."""
-
-    def __init__(self, file: io.BytesIO, judge_end: socket.socket) -> None:
-        super().__init__(file)
-        self._judge_end = judge_end
-
-    def persistent_load(self, number: int) -> object:
-        """A stand-in for the judge's function of this number."""
-
-        def call_back(*arguments: object, **options: object) -> object:
-            buffers: list[bytes] = []
-            tree = codec.encode([list(arguments), options], buffers)
-            codec.send(self._judge_end, {"call": number, "with": tree}, buffers)
-            _, (data, *_rest) = codec.receive(self._judge_end)
-            return pickle.loads(data)
-
-        return call_back

@@ -163,7 +163,6 @@ class Course:
 
     root: Path
     plans: tuple[Plan, ...]
-    inside: set[str] = field(default_factory=set)  # questions whose test runs in the student's process
     troubles: list[str] = field(default_factory=list)  # our own cells that failed in the student edition
     sandbox: dict = field(default_factory=dict)  # what shut our own answers in
 
@@ -286,9 +285,7 @@ class Runner:
         with contextlib.suppress(RecursionError):  # folders in folders, made without namespaces
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def judge(
-        self, question: Question, answers: Mapping[str, str], inside: bool | None = None, left: float = math.inf
-    ) -> dict:
+    def judge(self, question: Question, answers: Mapping[str, str], left: float = math.inf) -> dict:
         """The verdict on `answers` (sources by grade id): `passed`, and if not `name`, `message`, `line`, `stopped`.
 
         `left`: seconds by the clock that this student's answers have left. Raises GradingError where there is no
@@ -299,7 +296,6 @@ class Runner:
         job = {
             "cells": [[name, answers[name]] for name in run if name in answers],
             "exports": exports,
-            "inside": question.grade_id in self.course.inside if inside is None else inside,
             "hide": [str(path) for path in self.hide],
             "scratch": str(self.scratch),
             "limits": asdict(self.limits) | {"clock": min(self.limits.clock, max(left, LEAST_CLOCK))},
@@ -329,20 +325,16 @@ class Runner:
 
 
 def calibrate(runner: Runner) -> list[str]:
-    """Judge our own solutions and the stubs; returns what cannot be graded, in words, and fills `course.inside`."""
+    """Judge our own solutions and the stubs; returns what cannot be graded, in words."""
     faults, course = [], runner.course
     course.troubles += runner.troubles
     for question in (q for q in course.questions if q.kind == "code"):
         plan = course.plan_of(question)
-        right = runner.judge(question, plan.solved(), inside=False)
+        right = runner.judge(question, plan.solved())
         course.sandbox = right.get("sandbox") or course.sandbox
-        inside = not right["passed"]
-        if inside and not runner.judge(question, plan.solved(), inside=True)["passed"]:
-            why = right.get("stopped") or f"{right.get('name')}: {right.get('message')}"
+        if not right["passed"]:
+            why = right.get("stopped") or f"{right.get('name', 'no test was run')}: {right.get('message')}"
             faults.append(f"{question.grade_id}: our own solution does not pass ({why})")
-            continue
-        if inside:
-            course.inside.add(question.grade_id)
-        if runner.judge(question, plan.unsolved(), inside=inside)["passed"]:
+        elif runner.judge(question, plan.unsolved())["passed"]:
             faults.append(f"{question.grade_id}: the unsolved edition passes, so the test tests nothing")
     return faults

@@ -142,9 +142,6 @@ def summary(course: Course, class_: list[Graded], aside: Sequence[str]) -> list[
             student = graded.submission.student
             lines.append(f"missing or unreadable (grades.csv says why): {student}: {', '.join(lost)}")
     lines += [f"a cell of ours failed in the student edition: {text}" for text in course.troubles]
-    if inside := sorted(course.inside.union(*(graded.inside for graded in class_))):
-        names = ", ".join(inside)
-        lines.append(f"judged inside the student's process (live objects; look twice at full points): {names}")
     checks = {name for name, _ in check_modules(course.root)}
     for graded in class_:
         for name, result in graded.results.items():

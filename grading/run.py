@@ -37,7 +37,6 @@ class Graded:
     remarks: list[str]
     results: dict[str, dict] = field(default_factory=dict)
     sandbox: dict = field(default_factory=dict)
-    inside: set[str] = field(default_factory=set)  # questions that were judged in the student's process
 
     def score(self) -> float:
         """Points so far, without what a person still has to read."""
@@ -97,7 +96,7 @@ def _open(course: Course, submission: Submission, state: Path, digest: str) -> G
     try:
         kept = json.loads((state / f"{submission.key}.json").read_text(encoding="utf-8"))
         if kept["digest"] == [digest, submission.digest()]:
-            graded.results, graded.sandbox, graded.inside = kept["results"], kept["sandbox"], set(kept["inside"])
+            graded.results, graded.sandbox = kept["results"], kept["sandbox"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not graded yet, or an interrupted disk: graded now
     return graded
@@ -133,12 +132,10 @@ def _grade(
         tick(graded.submission.student, 1)
     if runner:
         graded.sandbox = graded.sandbox or course.sandbox
-        graded.inside |= course.inside
     kept = {
         "digest": [digest, graded.submission.digest()],
         "results": {name: result for name, result in graded.results.items() if "failure" not in result},
         "sandbox": graded.sandbox,
-        "inside": sorted(graded.inside),
     }
     write_atomic(state / f"{graded.submission.key}.json", json.dumps(kept, indent=1).encode())
 
@@ -169,19 +166,16 @@ def grade_question(
         if own and all(cells.same_source(answers.get(name, stubs[name]), stubs[name]) for name in own):
             return _result("empty", 0.0, "not attempted")
     verdict = runner.judge(question, answers, left=left)
-    mode = "inside" if question.grade_id in runner.course.inside else "apart"
     state = "right" if verdict["passed"] is True else "stopped" if verdict.get("stopped") else "wrong"
     points = question.points if state == "right" else 0.0
-    return _result(
-        state, points, explain(question, verdict, plan.made(), mode), mode=mode, sandbox=verdict.get("sandbox")
-    )
+    message = explain(question, verdict, plan.made())
+    return _result(state, points, message, mode="apart", sandbox=verdict.get("sandbox"))
 
 
-def explain(question: Question, verdict: Mapping, made: Container[str] = (), mode: str = "apart") -> str:
+def explain(question: Question, verdict: Mapping, made: Container[str] = ()) -> str:
     """What a verdict means, in one or two sentences that show nothing of a hidden test.
 
-    `made`: names that the run of a lesson makes. `mode` "inside": the student's process has seen the test, so what it
-    says about it is not shown.
+    `made`: names that the run of a lesson makes.
     """
     if verdict["passed"] is True:
         return "right"
@@ -190,8 +184,6 @@ def explain(question: Question, verdict: Mapping, made: Container[str] = (), mod
     texts = [_of_cell(problem) for problem in verdict.get("problems", [])]
     if texts:
         return _with_rule("; ".join(texts)[:1000], made)
-    if mode == "inside":
-        return "a test fails: run the one that you can see in your notebook"
     line = verdict.get("line")
     lines, _ = cells.split_regions(question.source, cells.HIDDEN)
     if isinstance(line, int) and 0 < line <= len(lines) and lines[line - 1][1]:

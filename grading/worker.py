@@ -11,8 +11,7 @@ socket. For each answer it forks twice more:
   that calls over. It runs our test cell, hidden tests included, which the student's process never sees.
 
 So nothing that the student's code patches, defines or writes can reach the verdict. No module that computes right
-answers is ever loaded here but by a judge, so no student's process has one in its memory. A test that needs live
-objects is run *inside* the student's process; `course.py` finds out which these are, and the report names them.
+answers is ever loaded here but by a judge, so no student's process has one in its memory.
 """
 
 from __future__ import annotations

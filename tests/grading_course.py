@@ -30,7 +30,6 @@ ANSWER = "Because it is trained on reviews of films."  # our model answer, a sec
 TWICE = "def twice(x):\n    return 2 * x"  # a right answer, written differently from ours
 MEAN = "def mean(values):\n    return sum(values) / len(values)"
 SCALE = "def scale(weight, factors):\n    return weight * factors[:, None]"
-LIVE = "class Counter:\n    n = 0\n    def next(self):\n        self.n += 1\n        return self.n\ncounter = Counter()"
 
 
 def text(name: str, source: str, metadata: dict | None = None) -> dict:
@@ -75,7 +74,7 @@ def hidden(visible: str, secret: str) -> str:
 
 
 def solved_notebooks() -> dict[str, dict]:
-    """The solved edition: functions, a value, a written answer; an adapter; tensors and a live object."""
+    """The solved edition: functions, a value, a written answer; an adapter; tensors."""
     plain = notebook(
         text("title", "# One"),
         code("setup", "import os\nfrom utils.small import double"),
@@ -104,17 +103,12 @@ def solved_notebooks() -> dict[str, dict]:
             "assert torch.allclose(scale(weight, factors)[2], 2 * weight[2])",
             "assert torch.equal(scale(torch.ones(4, 1), torch.arange(4.0)).flatten(), torch.arange(4.0))",
         ), 3),
-        solution("live", begin(
-            "counter = None\n#:\nclass Counting:\n    values = iter(range(1, 9))\n"
-            "    def next(self):\n        return next(self.values)\ncounter = Counting()"
-        )),
-        graded_cell("test-live", "assert [counter.next(), counter.next()] == [1, 2]", 2),
     )  # fmt: skip
     return {"01-Plain.ipynb": plain, "02-Numbers.ipynb": numbers, "03-Tensors.ipynb": tensors}
 
 
 ALL_RIGHT = {
-    "twice": TWICE, "answer": "answer = 42", "why": "Reviews.", "mean": MEAN, "scale": SCALE, "live": LIVE,
+    "twice": TWICE, "answer": "answer = 42", "why": "Reviews.", "mean": MEAN, "scale": SCALE,
 }  # fmt: skip
 
 

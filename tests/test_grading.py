@@ -46,7 +46,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="grading forks")
 LIMITS = Limits(seconds=2, clock=90, memory=400 << 20, processes=12, file=4 << 20)
 BANDS = {"loss_gain": (0.01, 0.5), "positivity_gain": (0.05, 0.9)}
 GOOD = adapter_files(vectors())
-QUESTIONS = ("test-twice", "test-answer", "why", "test-mean", "adapter", "test-scale", "test-live")
+QUESTIONS = ("test-twice", "test-answer", "why", "test-mean", "adapter", "test-scale")
 OPEN = None
 
 
@@ -149,43 +149,43 @@ def only(**answers: str) -> dict[str, bytes]:
 # student -> (what is handed in, points for each of QUESTIONS, a pattern that the feedback has)
 def table(root: Path, port: int) -> dict[str, tuple[dict[str, bytes], tuple, str]]:
     return {
-        "right": (RIGHT, (4, 2, OPEN, 3, 10, 3, 2), "right"),
-        "empty": (only(), (0, 0, 0, 0, 0, 0, 0), "not attempted"),
-        "nothing": ({}, (0, 0, 0, 0, 0, 0, 0), "01-Plain.ipynb was not found"),
-        "hard-coded": (only(twice="def twice(x): return 4"), (0,) * 7, "wrong for other inputs"),
-        "syntax": (only(twice="def twice(x:", answer="answer = 42"), (0, 2, 0, 0, 0, 0, 0), "SyntaxError"),
-        "crash": (only(twice="import os\nos._exit(0)", answer="answer = 42"), (0, 2, 0, 0, 0, 0, 0), "process that"),
-        "exit": (only(twice="raise SystemExit(0)", mean=MEAN), (0, 0, 0, 3, 0, 0, 0), "SystemExit"),
-        "late crash": (only(twice="def twice(x):\n    import os\n    os._exit(0)"), (0,) * 7, "process that ran"),
-        "hang": (only(twice="while True: pass", answer="answer = 42"), (0, 2, 0, 0, 0, 0, 0), "stopped: it "),
-        "memory": (only(twice=MEMORY), (0,) * 7, "MemoryError|memory|did not end"),
-        "flood": (only(twice=f"for _ in range(100): print('x' * 100_000)\n{TWICE}"), (0,) * 7, "File too large"),
-        "forks": (only(twice=FORKS), (0,) * 7, "processes|did not end|Resource temporarily"),
-        "numpy": (only(mean=PATCHED), (0,) * 7, "a test fails"),
-        "torch": (only(scale=PATCHED_TORCH), (0,) * 7, ""),
-        "equal": (only(twice=EQUAL, answer=EQUAL, mean=EQUAL, scale=EQUAL), (0,) * 7, ""),
-        "any": (only(twice=ANY), (0,) * 7, "cannot be judged"),
-        "edited": (edited(), (0,) * 7, "not attempted"),
-        "utils": (only(twice=FORGED) | {"utils/small.py": b"double = int"}, (0,) * 7, "process that|damaged"),
-        "thief": (only(twice=stolen(root)), (0,) * 7, "fails"),
-        "caller": (only(twice=caller(port)), (0,) * 7, "your cell twice fails"),
-        "copied adapter": (as_files({}, adapter_files(vectors(seed=1))), (0,) * 7, "reference adapter"),
-        "ones": (as_files({}, adapter_files(vectors(1.0))), (0,) * 7, "has not been trained"),
-        "nan": (as_files({}, adapter_files(NAN)), (0,) * 7, "NaN"),
-        "half": (as_files({}, adapter_files(HALF)), (0,) * 7, "2 of 4 vectors are missing"),
-        "weak": (as_files({}, adapter_files(vectors(1.005))), (0,) * 7, "too little was learned"),
-        "no curve": (as_files({}, GOOD | {"run.json": b"[]"}), (0, 0, 0, 0, 8, 0, 0), "missing or damaged"),
-        "other curve": (as_files({}, GOOD | {"run.json": OTHER_CURVE}), (0, 0, 0, 0, 8, 0, 0), "this adapter has 3.85"),
-        "other base": (as_files({}, adapter_files(vectors(), "another")), (0,) * 7, "another base model"),
-        "pickle": (as_files({}, {"adapter_model.safetensors": b"\x80\x04cos\nsystem\n(S'touch owned'\ntR."}), (0,) * 7,
+        "right": (RIGHT, (4, 2, OPEN, 3, 10, 3), "right"),
+        "empty": (only(), (0, 0, 0, 0, 0, 0), "not attempted"),
+        "nothing": ({}, (0, 0, 0, 0, 0, 0), "01-Plain.ipynb was not found"),
+        "hard-coded": (only(twice="def twice(x): return 4"), (0,) * 6, "wrong for other inputs"),
+        "syntax": (only(twice="def twice(x:", answer="answer = 42"), (0, 2, 0, 0, 0, 0), "SyntaxError"),
+        "crash": (only(twice="import os\nos._exit(0)", answer="answer = 42"), (0, 2, 0, 0, 0, 0), "process that"),
+        "exit": (only(twice="raise SystemExit(0)", mean=MEAN), (0, 0, 0, 3, 0, 0), "SystemExit"),
+        "late crash": (only(twice="def twice(x):\n    import os\n    os._exit(0)"), (0,) * 6, "process that ran"),
+        "hang": (only(twice="while True: pass", answer="answer = 42"), (0, 2, 0, 0, 0, 0), "stopped: it "),
+        "memory": (only(twice=MEMORY), (0,) * 6, "MemoryError|memory|did not end"),
+        "flood": (only(twice=f"for _ in range(100): print('x' * 100_000)\n{TWICE}"), (0,) * 6, "File too large"),
+        "forks": (only(twice=FORKS), (0,) * 6, "processes|did not end|Resource temporarily"),
+        "numpy": (only(mean=PATCHED), (0,) * 6, "a test fails"),
+        "torch": (only(scale=PATCHED_TORCH), (0,) * 6, ""),
+        "equal": (only(twice=EQUAL, answer=EQUAL, mean=EQUAL, scale=EQUAL), (0,) * 6, ""),
+        "any": (only(twice=ANY), (0,) * 6, "cannot be judged"),
+        "edited": (edited(), (0,) * 6, "not attempted"),
+        "utils": (only(twice=FORGED) | {"utils/small.py": b"double = int"}, (0,) * 6, "process that|damaged"),
+        "thief": (only(twice=stolen(root)), (0,) * 6, "fails"),
+        "caller": (only(twice=caller(port)), (0,) * 6, "your cell twice fails"),
+        "copied adapter": (as_files({}, adapter_files(vectors(seed=1))), (0,) * 6, "reference adapter"),
+        "ones": (as_files({}, adapter_files(vectors(1.0))), (0,) * 6, "has not been trained"),
+        "nan": (as_files({}, adapter_files(NAN)), (0,) * 6, "NaN"),
+        "half": (as_files({}, adapter_files(HALF)), (0,) * 6, "2 of 4 vectors are missing"),
+        "weak": (as_files({}, adapter_files(vectors(1.005))), (0,) * 6, "too little was learned"),
+        "no curve": (as_files({}, GOOD | {"run.json": b"[]"}), (0, 0, 0, 0, 8, 0), "missing or damaged"),
+        "other curve": (as_files({}, GOOD | {"run.json": OTHER_CURVE}), (0, 0, 0, 0, 8, 0), "this adapter has 3.85"),
+        "other base": (as_files({}, adapter_files(vectors(), "another")), (0,) * 6, "another base model"),
+        "pickle": (as_files({}, {"adapter_model.safetensors": b"\x80\x04cos\nsystem\n(S'touch owned'\ntR."}), (0,) * 6,
                    "not a safetensors file"),
-        "renamed": ({"my work.ipynb": RIGHT["01-Plain.ipynb"]}, (4, 2, OPEN, 0, 0, 0, 0), "my work.ipynb was graded"),
-        "twice there": (only() | {"01-Plain (1).ipynb": RIGHT["01-Plain.ipynb"]}, (4, 2, OPEN, 0, 0, 0, 0), "a second"),
-        "no metadata": (stripped(ids=False), (4, 2, OPEN, 3, 0, 3, 2), "right"),
-        "no ids": (stripped(ids=True), (4, 2, 0, 3, 0, 3, 2), "no cell for why"),
-        "utf-16": (in_encoding("utf-16"), (4, 2, OPEN, 3, 0, 3, 2), "right"),
-        "cp1252": (in_encoding("cp1252"), (4, 2, OPEN, 3, 0, 3, 2), "right"),
-        "broken file": ({"01-Plain.ipynb": b"{", **only(mean=MEAN)} | {"01-Plain.ipynb": b"{"}, (0, 0, 0, 3, 0, 0, 0),
+        "renamed": ({"my work.ipynb": RIGHT["01-Plain.ipynb"]}, (4, 2, OPEN, 0, 0, 0), "my work.ipynb was graded"),
+        "twice there": (only() | {"01-Plain (1).ipynb": RIGHT["01-Plain.ipynb"]}, (4, 2, OPEN, 0, 0, 0), "a second"),
+        "no metadata": (stripped(ids=False), (4, 2, OPEN, 3, 0, 3), "right"),
+        "no ids": (stripped(ids=True), (4, 2, 0, 3, 0, 3), "no cell for why"),
+        "utf-16": (in_encoding("utf-16"), (4, 2, OPEN, 3, 0, 3), "right"),
+        "cp1252": (in_encoding("cp1252"), (4, 2, OPEN, 3, 0, 3), "right"),
+        "broken file": ({"01-Plain.ipynb": b"{", **only(mean=MEAN)} | {"01-Plain.ipynb": b"{"}, (0, 0, 0, 3, 0, 0),
                         "not a notebook"),
     }  # fmt: skip
 
@@ -243,10 +243,8 @@ def test_points_and_feedback_of(name, graded, exported):
 
 
 @pytest.mark.slow
-def test_nobody_is_missing_and_only_live_objects_are_judged_inside(graded, exported):
+def test_nobody_is_missing(graded, exported):
     assert set(graded["class"]) == set(exported[1]) == set(NAMES)
-    assert graded["course"].inside == {"test-live"}
-    assert any("test-live" in line for line in graded["lines"])
 
 
 @pytest.mark.slow
@@ -267,10 +265,10 @@ def test_tables(graded):
             return list(csv.DictReader(file))
 
     right = next(row for row in rows("grades.csv") if row["student"] == "right")
-    assert (right["points"], right["of"], right["open"]) == ("24", "29", "5")
+    assert (right["points"], right["of"], right["open"]) == ("22", "27", "5")
     assert len(rows("questions.csv")) == len(NAMES) * len(QUESTIONS)
     totals = {row["Student"]: row["Lab"] for row in rows("canvas.csv")}
-    assert totals["no ids"] == "14" and "right" not in totals  # with open points there is no total yet
+    assert totals["no ids"] == "12" and "right" not in totals  # with open points there is no total yet
     assert {row["question"] for row in rows("written.csv")} == {"why"}
 
 
@@ -290,8 +288,8 @@ def test_marks_of_a_person_are_taken_in(graded):
     path.write_text(text.replace(f"{key},why,5,,", f'{key},why,5,"3,5",Good'), encoding="utf-8-sig")
     class_ = list(graded["class"].values())
     write_reports(graded["course"], class_, graded["output"], [], Export("Lab"))
-    assert graded["class"]["right"].score() == 27.5
-    assert "right,,,,,27.5" in (graded["output"] / "canvas.csv").read_text(encoding="utf-8-sig")
+    assert graded["class"]["right"].score() == 25.5
+    assert "right,,,,,25.5" in (graded["output"] / "canvas.csv").read_text(encoding="utf-8-sig")
     assert "Good" in (graded["output"] / "feedback" / f"{key}.html").read_text(encoding="utf-8")
     graded["class"]["right"].results["why"] |= {"points": None, "by_hand": False}  # as it was, for the other tests
 
@@ -324,12 +322,15 @@ def test_a_course_whose_own_solution_fails_or_whose_test_tests_nothing_is_not_gr
     book = cells.read_notebook((root / "01-Plain.ipynb").read_bytes())
     tests = [cell for cell in book["cells"] if cells.is_test(cell)]
     tests[0]["source"], tests[1]["source"] = "assert twice(2) == 5", "answer"
+    live = (solution("live", begin("live = None\n#:\nlive = object()")), graded_cell("test-live", "assert live", 1))
+    book["cells"] += live
     (root / "01-Plain.ipynb").write_bytes(cells.write_notebook(book))
     course = Course.load(root)
     with Runner(course, LIMITS, []) as runner:
         faults = calibrate(runner)
     assert "test-twice: our own solution does not pass" in faults[0]
     assert "test-answer: the unsolved edition passes" in faults[1]
+    assert "test-live: our own solution does not pass" in faults[2] and "live cannot be judged" in faults[2]
     (tmp_path / "in" / "a").mkdir(parents=True)
     with pytest.raises(GradingError, match="does not pass"):
         grade_class(course, collect(tmp_path / "in")[0], tmp_path / "state", LIMITS)
@@ -439,9 +440,6 @@ def crossed(value: object) -> object:
         (1, "a"),
         {1: [2]},
         {3, 4},
-        1j,
-        b"x",
-        range(3),
         ...,
         np.float32(2),
         np.int64(3),
@@ -461,7 +459,9 @@ def test_arrays_cross_with_type_and_shape(array):
     assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
 
 
-@pytest.mark.parametrize("value", [Odd(), [Odd()], print, iter([]), np.array([Odd()], dtype=object)], ids=str)
+@pytest.mark.parametrize(
+    "value", [Odd(), [Odd()], print, iter([]), range(3), 1j, b"x", np.array([Odd()], dtype=object)], ids=str
+)
 def test_objects_do_not_cross(value):
     with pytest.raises(codec.NotPlainError):
         codec.encode(value, [])
@@ -478,18 +478,18 @@ def test_damaged_or_hostile_data_is_refused(tree):
         codec.decode(tree, [b"12345678"])
 
 
-def test_what_a_function_does_to_its_arguments_comes_back_and_ours_run_here(tmp_path):
-    """A course whose test passes a list, an array and a function of ours."""
+def test_what_a_function_does_to_its_arguments_comes_back(tmp_path):
+    """A course whose test passes a list, an array and a library's function."""
     test = (
-        "import numpy as np\nseen, values, array = [], [1, 2], np.zeros(2)\n"
-        "assert change(values, array, lambda x: seen.append(x) or x + 1) == 8\n"
-        "assert values == [1, 2, 3] and array.tolist() == [5, 0] and seen == [7]\n"
+        "import numpy as np\nvalues, array = [1, 2], np.zeros(2)\n"
+        "assert change(values, array, np.sqrt) == 3\n"
+        "assert values == [1, 2, 3] and array.tolist() == [5, 0]\n"
         "try:\n    change(1, 2, 3)\nexcept AttributeError:\n    pass"
     )
-    solved = begin("def change(v, a, f):\n#:\n    v.append(3)\n    a[0] = 5\n    return f(7)")
+    solved = begin("def change(v, a, f):\n#:\n    v.append(3)\n    a[0] = 5\n    return float(f(9))")
     book = notebook(code("import", "import numpy"), solution("change", solved), graded_cell("test-change", test, 1))
     root = write_course(tmp_path, ())
     (root / "01-A.ipynb").write_bytes(cells.write_notebook(book))
     course = Course.load(root)
     with Runner(course, LIMITS, []) as runner:
-        assert calibrate(runner) == [] and course.inside == set()
+        assert calibrate(runner) == []

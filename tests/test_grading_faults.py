@@ -141,9 +141,9 @@ def test_answers_that_sleep_share_a_clock(root, tmp_path, monkeypatch):
     """The first may wait as long as an answer may; then this student, and nobody else, has little left."""
     clocks, right = {}, Runner.judge
 
-    def judge(self, question, answers, inside=None, left=float("inf")):
+    def judge(self, question, answers, left=float("inf")):
         clocks.setdefault(answers.get("twice"), []).append(left)
-        return right(self, question, answers, inside, left)
+        return right(self, question, answers, left)
 
     monkeypatch.setattr("grading.run.WAITING", 0.01)
     monkeypatch.setattr("grading.course.LEAST_CLOCK", 1.0)

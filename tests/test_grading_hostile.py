@@ -10,29 +10,23 @@ from pathlib import Path
 
 import pytest
 from grading_course import (
-    FORGER,
     HOSTILE_LIMITS,
-    LIVE,
     TWICE,
     begin,
     code,
     graded_cell,
     graded_class,
     hidden,
-    known,
     nb,
     notebook,
     put,
     solution,
-    solved_notebooks,
-    text,
     write_course,
     write_plain_course,
 )
 
 from grading import PACKAGES, cells, check_modules, codec
 from grading.course import Course, Runner
-from grading.release import student_notebook
 from grading.sandbox import is_safe, probe
 from scripts import grade
 
@@ -261,46 +255,6 @@ def test_nobody_reads_what_another_one_prints(root, tmp_path):
     put(put(tmp_path / "in", "Ann", nb({"twice": ann})), "Bob", nb({"twice": bob}))
     found, _ = graded_class(tmp_path, root, jobs=2)
     assert "ann@" not in found["Bob"].results["test-twice"]["message"]
-
-
-@pytest.fixture(scope="module")
-def live_course(tmp_path_factory) -> Path:
-    """A test of a live object, then a notebook without any code question."""
-    live = next(c for c in solved_notebooks()["03-Tensors.ipynb"]["cells"] if c["id"] == "live")
-    test = hidden("assert counter.next() == 1", "assert counter.next() == 2, 'SECRET-99'")
-    books = {
-        "01-A.ipynb": notebook(live, graded_cell("test-live", test, 2)),
-        "02-B.ipynb": notebook(text("why", "model", known("why", grade=True, solution=True, points=5))),
-    }
-    root = write_course(tmp_path_factory.mktemp("live"), ())
-    for name, book in books.items():
-        (root / name).write_bytes(cells.write_notebook(book))
-    return root
-
-
-def test_a_test_that_is_judged_inside_is_neither_shown_nor_forgotten(live_course, tmp_path):
-    def handed(source: str) -> dict[str, bytes]:
-        books = {p.name: student_notebook(p.notebook) for p in Course.load(live_course).plans}
-        books["01-A.ipynb"]["cells"][0]["source"] = source
-        return {name: cells.write_notebook(book) for name, book in books.items()}
-
-    answer = "put({'problems': [], 'values': {}})\nmessage, (test,) = get()\n"
-    problem = "{'name': 'X', 'message': test.decode(), 'line': 1, %s}"
-    forge = f"put({{'token': message['token'], 'problem': {problem}}})\ntime.sleep(3)"
-    for name, more in (
-        ("leak", ""),
-        ("problems", "'problems': 5"),
-        ("sandbox", "'sandbox': 'x'"),
-        ("passed", "'passed': True"),
-    ):
-        put(tmp_path / "in", name, handed(FORGER + answer + forge % more))
-    put(tmp_path / "in", "zz", handed(LIVE))
-    found, first = graded_class(tmp_path, live_course)
-    again, second = graded_class(tmp_path, live_course)
-    assert [g.score() for g in found.values()] == [g.score() for g in again.values()] == [0, 0, 0, 0, 2]
-    assert not any("SECRET" in g.results["test-live"]["message"] for g in found.values())
-    for lines in (first, second):
-        assert any("inside the student's process" in line and "test-live" in line for line in lines)
 
 
 # --- without namespaces ---

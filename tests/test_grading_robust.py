@@ -129,11 +129,11 @@ def test_what_breaks_the_grader_leaves_the_points_open_and_is_told(root, tmp_pat
         put(tmp_path / "in", name, nb({"twice": TWICE}))
     right, read = Runner.judge, intake.read_into
 
-    def judge(self, question, answers, inside=None, left=0.0):
+    def judge(self, question, answers, left=0.0):
         if threading.current_thread() is not threading.main_thread() and not broken:
             broken.append(question)
             raise GradingError("a socket broke")
-        return right(self, question, answers, inside)
+        return right(self, question, answers)
 
     def read_into(submission, path):
         if path.name == "Bob":

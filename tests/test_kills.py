@@ -1,18 +1,20 @@
 """Killed at any moment (SIGKILL), a program that is started again ends with the result of an undisturbed run.
 
 Kill points: just before a change of a file, and in the middle of writing a file of tensors. Children are forks of one
-process that has imported everything (tests/kill_server.py).
+process that has imported everything (tests/kill_programs.py).
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
+import kill_programs
 import pytest
 from safetensors.torch import load_file
 
@@ -21,35 +23,29 @@ from utils.saving import read_probe
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"), pytest.mark.slow]
 
-SERVER = Path(__file__).with_name("kill_server.py")
 # By program: how many changes of files are killed before, how many files of tensors are cut in half; spread evenly.
 PROGRAMS = {"train": (5, 4), "full": (1, 1), "save": (5, 1), "compare": (3, 1)}
 
 
-class Server:
-    """The process that forks; `run(program, folder, kill)` gives its answer."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
-        )
-
-    def run(self, program: str, folder: Path, kill: dict | None = None) -> dict:
-        folder.mkdir(parents=True, exist_ok=True)
-        request = {"program": program, "folder": str(folder), "kill": kill}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        assert answer["status"] != "failed", (kill, (folder / "log.txt").read_text(encoding="utf-8")[-3000:])
-        return answer
-
-
 @pytest.fixture(scope="module")
-def server():
-    started = Server()
-    yield started
-    started.process.stdin.close()
-    started.process.wait()
+def run():
+    """`run(program, folder, kill)`: what the program counted; None where it was killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kill_programs"])
+
+    def run(program: str, folder: Path, kill: dict | None = None) -> dict | None:
+        folder.mkdir(parents=True, exist_ok=True)
+        reader, writer = context.Pipe(duplex=False)
+        process = context.Process(target=kill_programs.child, args=(program, folder, kill or {}, writer))
+        process.start()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), (kill, (folder / "log.txt").read_text("utf-8")[-3000:])
+        return reader.recv() if process.exitcode == 0 else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("KILLED_FROM_HERE", "1")
+        yield run
 
 
 def results(folder: Path) -> dict[str, object]:
@@ -79,14 +75,14 @@ def results(folder: Path) -> dict[str, object]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_killed_program_started_again_gives_the_undisturbed_result(program, server, tmp_path):
+def test_a_killed_program_started_again_gives_the_undisturbed_result(program, run, tmp_path):
     def begun(name: str) -> Path:
         if program == "save":  # an adapter is there already: replacing it is what is killed
-            server.run("older", tmp_path / name)
+            run("older", tmp_path / name)
         return tmp_path / name
 
     whole = begun("whole")
-    answer, expected = server.run(program, whole), results(whole)
+    answer, expected = run(program, whole), results(whole)
     points = [
         {kind: 1 + (2 * number + 1) * answer[of] // (2 * count)}
         for kind, of, count in zip(("event", "torn"), ("events", "torn"), PROGRAMS[program], strict=True)
@@ -94,10 +90,10 @@ def test_a_killed_program_started_again_gives_the_undisturbed_result(program, se
     ]
     for number, kill in enumerate(points):
         folder = begun(str(number))
-        assert server.run(program, folder, kill)["status"] == "killed", kill
+        assert run(program, folder, kill) is None, kill
         results(folder)  # what is there now is whole
         if program == "save":
             read_probe(standing(folder / "positive adapter"))  # the old or the new one, and never none
-        server.run(program, folder)
+        run(program, folder)
         assert results(folder) == expected, kill
         shutil.rmtree(folder)

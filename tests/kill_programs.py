@@ -1,9 +1,8 @@
-"""A process that imports everything once and forks a child for each run of a small program, to be killed at a moment.
+"""Small programs to be killed at a moment, and the child process that runs one (tests/test_kills.py forks it).
 
-Reads one JSON object a line: {"program": name, "folder": path, "kill": null | {"event": n} | {"torn": n}}; answers
-{"status": "done" | "killed" | "failed", "events": n, "torn": n}. An event is a change of a file or folder that Python
-announces (open for writing, rename, remove, mkdir): a child killed at event n dies just before it. "torn": killed when
-half of the n-th file that torch or safetensors write is on the disk. One thread, so that forking is safe.
+A process that multiprocessing's fork server starts has everything imported. An event is a change of a file or folder
+that Python announces (open for writing, rename, remove, mkdir): a child killed at event n dies just before it. "torn":
+killed when half of the n-th file that torch or safetensors write is on the disk.
 """
 
 from __future__ import annotations
@@ -11,34 +10,30 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import json
 import os
 import signal
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
+import conftest
+import safetensors.torch
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-import conftest  # noqa: E402
-import safetensors.torch  # noqa: E402
-import torch  # noqa: E402
-from datasets import Dataset, DatasetDict  # noqa: E402
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: E402
-
-from study import __main__ as compare  # noqa: E402
-from study import ablations, comparison, cost, records  # noqa: E402
-from utils.adapters import attach  # noqa: E402
-from utils.config import PROFILES  # noqa: E402
-from utils.data import to_blocks  # noqa: E402
-from utils.saving import save_adapter  # noqa: E402
-from utils.session import quiet  # noqa: E402
-from utils.training import train  # noqa: E402
+from study import __main__ as compare
+from study import ablations, comparison, cost, records
+from utils.adapters import attach
+from utils.config import PROFILES
+from utils.data import to_blocks
+from utils.saving import save_adapter
+from utils.session import quiet
+from utils.training import train
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.link", "os.symlink", "os.truncate"}
 PROFILE = replace(
@@ -159,50 +154,19 @@ def tear(at: int | None) -> list[str]:
     return written
 
 
-def child(request: dict, report: int) -> None:
-    """Run the program; never returns."""
-    folder, kill = Path(request["folder"]), request["kill"] or {}
+def child(program: str, folder: Path, kill: dict, report: Connection) -> None:
+    """Run the program; what it prints, and its error, go to a log in its folder."""
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
-    code = 1
-    try:
-        torn, seen = tear(kill.get("torn")), watch(folder, kill.get("event"))
-        PROGRAMS[request["program"]](folder)
-        os.write(report, json.dumps({"events": seen["events"], "torn": len(torn)}).encode())
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+    torn, seen = tear(kill.get("torn")), watch(folder, kill.get("event"))
+    PROGRAMS[program](folder)
+    report.send({"events": seen["events"], "torn": len(torn)})
 
 
-def serve(request: dict) -> dict:
-    """Fork, perhaps kill, wait."""
-    reader, writer = os.pipe()
-    if (pid := os.fork()) == 0:
-        os.close(reader)
-        child(request, writer)
-    os.close(writer)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with os.fdopen(reader) as file:
-        told = json.loads(file.read() or "{}")
-    return {"status": {0: "done", -signal.SIGKILL: "killed"}.get(code, "failed"), **told}
-
-
-def warm_up() -> None:
-    """Run what children run, so that each finds everything imported that the libraries import late."""
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        run_full(Path(folder))
-        run_compare(Path(folder))
-
-
-if __name__ == "__main__":
+if os.environ.get("KILLED_FROM_HERE"):  # in the fork server: run all once, so that no child imports anything late
     torch.set_num_threads(1)
     quiet()
-    answers = os.fdopen(os.dup(1), "w")
-    warm_up()
+    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
+        run_full(Path(scratch))
+        run_compare(Path(scratch))
     gc.freeze()  # or each child's first collection copies every page of the imported libraries
-    for line in sys.stdin:
-        answers.write(json.dumps(serve(json.loads(line))) + "\n")
-        answers.flush()
