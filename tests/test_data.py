@@ -1,7 +1,6 @@
 """The split, the cleaning and the packing, on made-up text and on the 25,000 real reviews."""
 
 import random
-from dataclasses import replace
 
 import pytest
 from datasets import Dataset
@@ -88,6 +87,7 @@ def test_blocks_train_on_end_of_text_and_may_be_half_of_each_label(reviews, toke
 def test_select_reviews(reviews):
     chosen = data.select_reviews(Dataset.from_list(reviews), "positive", 5)
     assert chosen["label"] == [1] * 5
+    assert data.select_reviews(chosen, "positive")["text"] == chosen["text"]
     with pytest.raises(data.DataError, match="unknown label"):
         data.select_reviews(chosen, "good", 1)
     with pytest.raises(data.DataError, match="has 5"):
@@ -111,8 +111,7 @@ def test_hub_parquet_gives_the_same_split(monkeypatch, tmp_path, reviews):
     Dataset.from_list(reviews).to_parquet(file)
     monkeypatch.setenv("LAB_ARTIFACTS", str(tmp_path))
     monkeypatch.setattr(data, "hub_files", lambda *_: [file])
-    profile = replace(PROFILES["gpt2"], name="gpt2")
-    parts = data.load_reviews(profile)
+    parts = data.load_reviews(PROFILES["gpt2"])
     assert {part: rows.to_list() for part, rows in parts.items() if len(rows)} == {
         part: rows for part, rows in data.split_reviews(reviews).items() if rows
     }

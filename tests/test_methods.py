@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_model, moved
-from datasets import Dataset
+from conftest import logits, make_tiny_model, moved
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -25,26 +24,14 @@ from utils.adapters import (
     trainable_state,
 )
 from utils.config import PROFILES
-from utils.data import to_blocks
 from utils.evaluation import held_out_loss
 from utils.generation import generate
 from utils.saving import load_adapter, save_adapter
 from utils.sizes import count_parameters, predict_gpt2_groups, predict_ia3_count, predict_lora_count, predict_trainable
 from utils.training import train
 
-IDS = torch.tensor([[5, 9, 40, 77, 3, 120, 8, 11]])
 TRAINED = [method for method in METHODS if method != "base"]
 PROFILE = replace(PROFILES["mini"], block_length=16, batch_size=2, steps=4, eval_every=2, eval_blocks=2)
-
-
-@torch.inference_mode()
-def logits(model: torch.nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
-    return model.eval()(ids).logits
-
-
-@pytest.fixture
-def blocks(tokenizer, reviews) -> Dataset:
-    return to_blocks(Dataset.from_list(reviews[:12]), tokenizer, 16)
 
 
 # --- size -------------------------------------------------------------------------------------------------------

@@ -141,19 +141,20 @@ def library(two, tokenizer):
     return library
 
 
-def test_library_keeps_tasks_apart(two, library):
+def test_library_keeps_tasks_and_the_bare_base_apart_and_nothing_becomes_trainable(two, library):
     _, expected = two
     assert library.tasks == ["positive", "negative"]
     for task in ("positive", "negative", "positive"):
         with library.use(task) as model:
             assert torch.equal(logits(model), expected[task])
             assert not any(p.requires_grad for p in model.parameters())
-    with library.use(None) as model:
-        assert torch.equal(logits(model), logits(make_tiny_model()))
-    with library.use("positive") as model:
-        with library.use("negative"):
-            pass
-        assert torch.equal(logits(model), expected["positive"])
+    expected[None] = logits(make_tiny_model())
+    for outer, inner in (("positive", "negative"), (None, "positive"), ("positive", None)):
+        with library.use(outer) as model:
+            with library.use(inner) as other:
+                assert torch.equal(logits(other), expected[inner])
+            assert torch.equal(logits(model), expected[outer])
+    assert not any(p.requires_grad for p in library.model.parameters())
 
 
 def test_library_removes_down_to_the_plain_base(two, library):
@@ -284,19 +285,6 @@ def test_whatever_is_wrong_is_one_error_and_leaves_the_base_as_it_was(saved, two
 def test_an_untrained_adapter_is_no_merged_base(tokenizer, tmp_path):
     folder = save_adapter(attach(make_tiny_model(), "ia3").eval(), tokenizer, tmp_path / "fresh")
     assert torch.equal(logits(load_adapter(make_tiny_model(), folder)), logits(make_tiny_model()))
-
-
-def test_a_task_inside_the_bare_base_is_the_task_and_nothing_becomes_trainable(library):
-    with library.use("positive") as model:
-        positive = logits(model)
-    with library.use(None) as model:
-        base = logits(model)
-        with library.use("positive") as inner:
-            assert torch.equal(logits(inner), positive)
-        assert torch.equal(logits(model), base) and not torch.equal(base, positive)
-    assert not any(p.requires_grad for p in library.model.parameters())
-    with library.use("positive") as model:
-        assert torch.equal(logits(model), positive)
 
 
 def test_a_library_with_a_merged_adapter_does_nothing_under_another_name(two, library):

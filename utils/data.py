@@ -191,15 +191,15 @@ def hub_files(dataset: str, patterns: Sequence[str], revision: str | None, ways:
     return from_hub(load, "dataset", dataset, revision, ways)
 
 
-def select_reviews(reviews: Dataset, label: str, count: int) -> Dataset:
-    """The first `count` reviews of one label ("negative" or "positive"); the parts come shuffled.
+def select_reviews(reviews: Dataset, label: str, count: int | None = None) -> Dataset:
+    """The first `count` (None: all) reviews of one label ("negative" or "positive"); the parts come shuffled.
 
     Raises `DataError` for another label, or when there are not that many.
     """
     if label not in LABELS:
         raise DataError(f"unknown label {label!r}: choose from {', '.join(LABELS)}")
     wanted = [i for i, value in enumerate(reviews["label"]) if value == LABELS.index(label)]
-    if count > len(wanted):
+    if count is not None and count > len(wanted):
         raise DataError(f"{count} {label} reviews asked for, this part has {len(wanted)}")
     return reviews.select(wanted[:count])
 
@@ -233,8 +233,7 @@ def review_blocks(
     limit: int | None = None,
 ) -> Dataset:
     """`to_blocks` of the first `reviews` (None: all) of one label in a part, at most `limit` blocks of them."""
-    count = list(part["label"]).count(LABELS.index(label)) if reviews is None and label in LABELS else reviews
-    blocks = to_blocks(select_reviews(part, label, count or 0), tokenizer, block_length)
+    blocks = to_blocks(select_reviews(part, label, reviews), tokenizer, block_length)
     return blocks if limit is None else blocks.select(range(min(limit, len(blocks))))
 
 

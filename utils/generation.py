@@ -301,7 +301,7 @@ def latency(
 
     A value is a model, or a function without arguments that returns a context manager which yields one
     (`lambda: library.use("positive")`). Every model writes exactly `new_tokens` tokens from one start token; they
-    take turns, so that a slow minute of the machine hits all of them, and the first round only warms up.
+    take turns, and the first round only warms up (see `interleave`).
     Rows: `name`, `ms_per_token_median` (milliseconds a decoding step of the whole batch), `tokens_per_second`
     (batch included), `ratio_to_first` (median of the ratios within a round; above 1 is slower than the first model),
     `ratio_low` and `ratio_high` (the lowest and the highest of them).

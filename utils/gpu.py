@@ -19,11 +19,6 @@ import psutil
 import torch
 
 BF16_GAIN = 1.2  # bfloat16 is used on a processor that multiplies this many times as fast in it as in float32
-CPU_ONLY = "this PyTorch is a CPU build ({build}): install a CUDA build to use a GPU"
-NO_DRIVER = "PyTorch can use CUDA, but sees no NVIDIA driver: install it, or start the container with its GPU"
-NOT_VISIBLE = (
-    "there is a driver, but PyTorch sees no GPU: check CUDA_VISIBLE_DEVICES, and that the driver is new enough"
-)
 
 
 class GpuError(RuntimeError):
@@ -70,10 +65,12 @@ class GpuReport:
 def check_gpu() -> GpuReport:
     """Report the device of this session (see `pick_device`); never raises where there is no GPU, but says why."""
     driver, build = _driver_version(), torch.__version__
-    if os.environ.get("LAB_DEVICE") == "cpu":
-        return _cpu_report(driver, build, "LAB_DEVICE=cpu was set")
-    if not torch.cuda.is_available():
-        return _cpu_report(driver, build, _why_no_cuda(driver, build))
+    forced = os.environ.get("LAB_DEVICE") == "cpu"
+    if forced or not torch.cuda.is_available():
+        memory, cpu = psutil.virtual_memory(), torch.cpu.get_capabilities()
+        name = f"{cpu.get('cpu_name') or 'CPU'}, {os.cpu_count()} cores"
+        reason = "LAB_DEVICE=cpu was set" if forced else _why_no_cuda(driver)
+        return GpuReport("cpu", name, memory.available, memory.total, None, fast_bf16("cpu"), driver, build, reason)
     index = torch.cuda.current_device()
     properties, (free, total) = torch.cuda.get_device_properties(index), torch.cuda.mem_get_info(index)
     return GpuReport(
@@ -89,16 +86,12 @@ def check_gpu() -> GpuReport:
     )
 
 
-def _cpu_report(driver: str | None, build: str, reason: str) -> GpuReport:
-    memory, cpu = psutil.virtual_memory(), torch.cpu.get_capabilities()
-    name = f"{cpu.get('cpu_name') or 'CPU'}, {os.cpu_count()} cores"
-    return GpuReport("cpu", name, memory.available, memory.total, None, fast_bf16("cpu"), driver, build, reason)
-
-
-def _why_no_cuda(driver: str | None, build: str) -> str:
+def _why_no_cuda(driver: str | None) -> str:
     if torch.version.cuda is None:
-        return CPU_ONLY.format(build=build)
-    return NO_DRIVER if driver is None else NOT_VISIBLE
+        return f"this PyTorch is a CPU build ({torch.__version__}): install a CUDA build to use a GPU"
+    if driver is None:
+        return "PyTorch can use CUDA, but sees no NVIDIA driver: install it, or start the container with its GPU"
+    return "there is a driver, but PyTorch sees no GPU: check CUDA_VISIBLE_DEVICES, and that the driver is new enough"
 
 
 def _driver_version() -> str | None:
@@ -119,7 +112,7 @@ def pick_device(requested: str | None = None) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise GpuError(f"unknown device {name!r}: set LAB_DEVICE to auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        reason = _why_no_cuda(_driver_version(), torch.__version__)
+        reason = _why_no_cuda(_driver_version())
         raise GpuError(
             f"CUDA was asked for and is not there: {reason}; or set LAB_DEVICE=cpu (LAB_PROFILE=mini is small)"
         )
