@@ -12,12 +12,14 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import zip_longest
 from pathlib import Path
 
 from study.comparison import misfit, paired_difference, summarise
 from utils.config import ASSETS, PROFILES, ROOT
 from utils.metrics import Estimate
+from utils.pages import html_table, show_html
 from utils.runs import load_runs, read_json
 
 HOLDS, CONDITION, FAILS, UNTESTED = VERDICTS = (
@@ -190,6 +192,24 @@ def audit_table(claims: Sequence[Claim], assets: Path = ASSETS) -> str:
         lines += _below("tested", f"{claim.test} [{source(claim.evidence)}]")
         lines += [*(_below("why", explain(claim, assets)) if ours is not None else []), ""]
     return "\n".join(lines).rstrip()
+
+
+def show_claims(*wanted: str) -> None:
+    """Show the claims of these ids or topics as a table; viewers without HTML get `audit_table`."""
+    claims, lines = [claim for claim in load_claims() if {claim.id, claim.topic} & {*wanted}], []
+    for claim in claims:
+        ours = find(claim.evidence)
+        says, found = f"{claim.document}: {claim.number or 'no number'}", as_text(ours, claim.evidence.get("unit", ""))
+        why = f"{claim.test} {explain(claim) if ours is not None else ''}"
+        texts = [_broken(text, width) for text, width in ((says, 22), (found, 22))]
+        verdict = _broken(NOT_MEASURED if ours is None else claim.verdict, 14)
+        lines.append([f"{_broken(claim.claim)}<br><small>{_broken(why, 70)}</small>", *texts, f"<b>{verdict}</b>"])
+    show_html(html_table(list(COLUMNS), lines), audit_table(claims))
+
+
+def _broken(text: str, width: int = 60) -> str:
+    """Text as HTML, in lines of at most `width` characters."""
+    return "<br>".join(map(escape, textwrap.wrap(text, width, break_on_hyphens=False)))
 
 
 def tally(claims: Sequence[Claim], assets: Path = ASSETS) -> dict[str, int]:

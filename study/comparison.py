@@ -22,7 +22,7 @@ from utils.generation import generate
 from utils.gpu import fast_bf16
 from utils.judges import load_judges
 from utils.metrics import Estimate, mean_interval, middle
-from utils.runs import RunRecord, environment, load_runs
+from utils.runs import RunError, RunRecord, environment, load_runs
 from utils.saving import save_adapter
 from utils.session import reuse_freed_memory
 from utils.sizes import count_parameters, estimate_memory, require_memory
@@ -163,13 +163,16 @@ def stranger(record: RunRecord, profile: Profile, fingerprint: str) -> str | Non
 
 
 def comparison_runs(
-    profile: Profile, fingerprint: str, methods: Sequence[str] = tuple(METHODS), assets: Path = ASSETS
+    profile: Profile, fingerprint: str | None = None, methods: Sequence[str] = tuple(METHODS), assets: Path = ASSETS
 ) -> tuple[list[RunRecord], str, list[str]]:
     """Runs of all `methods` on positive reviews: (records in the order of `methods`, whose they are, what is left out).
+
+    They fit the base of this `fingerprint`; None: the profile's base as it is on this computer.
 
     Reference runs where there is at least one that fits for *every* method. Else one seed of each method is trained
     here, the same way (minutes; kept under `artifacts_dir(profile)/compare`, so that a second call only loads them).
     """
+    fingerprint = fingerprint or base_fingerprint(load_base(profile)[0])
     records, excluded = usable_runs(assets / "runs" / profile.name, profile, fingerprint)
     records, source = [record for record in records if record.task == "positive"], "reference run"
     if missing := [method for method in methods if method not in {record.method for record in records}]:
@@ -184,6 +187,18 @@ def comparison_runs(
             records.append(measure_run(bench, "positive", method, profile.seed, folder / name))
             records[-1].save(folder / "records" / f"{name}.json")
     return sorted((r for r in records if r.method in methods), key=lambda r: methods.index(r.method)), source, excluded
+
+
+def repeat_run(profile: Profile, method: str) -> RunRecord:
+    """The run of `method` with the profile's seed on this computer: 02's where it is (IA)³'s, else trained here."""
+    work = artifacts_dir(profile)
+    if method == "ia3":
+        try:
+            return RunRecord.load(work / "train" / "positive" / "run.json")
+        except RunError:
+            print("no run of 02 here: training (IA)³")
+    model = attach(load_base(profile)[0], method, profile.seed)
+    return train_one(Bench(profile), model, "positive", method, profile.seed, work / "live" / method)
 
 
 def study_runs(profile: Profile, study: str, assets: Path = ASSETS) -> tuple[list[RunRecord], str, list[str]]:

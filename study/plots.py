@@ -146,7 +146,6 @@ def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axe
         for run in runs if len(runs) > 1 else ():
             ax.plot(list(run), list(run.values()), color=colour, linewidth=0.8, alpha=0.3)
         label = f"{METHODS.get(method, method)}: best {min(mean):+.4f}"
-        label += f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""
         ax.plot(steps, mean, color=colour, marker=marker, linestyle=line, label=label)
     low, high = ax.get_ylim()
     lowest = min((loss for runs in methods.values() for run in runs for loss in run.values()), default=0)
@@ -154,7 +153,9 @@ def learning_curves(records: Sequence[RunRecord], ax: Axes | None = None) -> Axe
         ax.set_ylim(1.1 * lowest, min(high, -1.5 * lowest))
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set(xlabel="optimiser step", ylabel="held-out loss, minus the base's\n(nats/token)")
-    ax.legend(fontsize=9)
+    most = max(map(len, methods.values()), default=1)
+    title = f"mean of {most} seeds" if most > 1 else "one seed"
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10, title=title)
     return ax
 
 
