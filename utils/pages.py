@@ -122,7 +122,8 @@ style="max-height: 26em; overflow: auto;">
     var panel = document.createElement("div");
     panel.innerHTML = '<p><label>Prompt <select></select></label></p>' +
       '<p><label>Strength a <input type="range" min="0" step="1" style="width: 60%; vertical-align: middle;">' +
-      '</label> <b class="ia3-a"></b></p><div style="background: #e3e3e3; height: 0.9em; max-width: 40em;" aria-hidden="true">' +
+      '</label> <b class="ia3-a"></b></p><div aria-hidden="true" ' +
+      'style="background: #e3e3e3; height: 0.9em; max-width: 40em;">' +
       '<div class="ia3-bar" style="background: #0072b2; height: 100%;"></div></div>' +
       '<output aria-live="polite" style="display: block; min-height: 7em; max-width: 44em;"></output>';
     var select = panel.querySelector("select"), input = panel.querySelector("input");
