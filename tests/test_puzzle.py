@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from conftest import make_tiny_model, moved
 
-from study.puzzle import NAMES, changes, load_puzzle, losses, settings_of
+from study.puzzle import AROUND_ONE, NAMES, changes, load_puzzle, losses, settings_of
 from utils.adapters import attach, scaling_vectors
-from utils.config import PROFILES
+from utils.config import ASSETS, PROFILES
 from utils.evaluation import held_out_loss
 
 
@@ -41,3 +43,19 @@ def test_changes_are_in_per_cent_of_the_same_seeds_base():
 def test_a_record_of_another_base_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setattr("study.puzzle.ASSETS", tmp_path)
     assert load_puzzle(PROFILES["mini"], "f")[1].endswith("not measured")
+
+
+def test_the_shipped_record_tells_the_story_that_section_7_of_03_reads():
+    rows = json.loads((ASSETS / "runs" / "mini" / "puzzle.json").read_text(encoding="utf-8"))["rows"]
+    seeds = {row["seed"] for row in rows}
+    assert len(seeds) == 3
+    change = {(row["setting"], row["seed"]): row for row in rows}
+
+    def gain(setting: str, label: str) -> float:
+        key = f"loss_{label}"
+        return sum(1 - change[setting, s][key] / change["base", s][key] for s in seeds) / len(seeds)
+
+    assert gain("mean", "positive") > 0.6 * gain("positive", "positive") > 0 and gain("mean", "negative") > 0
+    assert all(gain("half", label) < 0.3 * gain("mean", label) for label in ("positive", "negative"))
+    around = {a: gain(f"a = {a:g}", "positive") for a in AROUND_ONE}
+    assert AROUND_ONE[0] < max(around, key=around.get) < AROUND_ONE[-1] and max(map(abs, around.values())) < 0.01

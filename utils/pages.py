@@ -125,7 +125,8 @@ style="max-height: 26em; overflow: auto;">
       '</label> <b class="ia3-a"></b></p><div aria-hidden="true" ' +
       'style="background: #e3e3e3; height: 0.9em; max-width: 40em;">' +
       '<div class="ia3-bar" style="background: #0072b2; height: 100%;"></div></div>' +
-      '<output aria-live="polite" style="display: block; min-height: 7em; max-width: 44em;"></output>';
+      '<output aria-live="polite" ' +
+      'style="display: block; margin-top: 0.6em; min-height: 7em; max-width: 44em;"></output>';
     var select = panel.querySelector("select"), input = panel.querySelector("input");
     prompts.forEach(function (prompt) {{ select.add(new Option(prompt, prompt)); }});
     input.max = strengths.length - 1;

@@ -279,7 +279,7 @@ def word_figure(
     ax.grid(visible=False, axis="y")
     ax.set_xlabel("probability of being the next token")
     ax.set_ylabel("rise with a          fall with a")
-    ax.legend(loc="center right")
+    ax.legend(loc="center right", bbox_to_anchor=(1, 0.68))
     return ax
 
 
