@@ -5,8 +5,11 @@ And the ladder: what one prompt becomes at each strength, as README shows it.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Mapping
 from functools import partial
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from study.comparison import Bench
 from study.records import rows_of, runs_folder
@@ -15,7 +18,9 @@ from utils.config import ASSETS, Profile
 from utils.data import PROMPTS, balanced_blocks
 from utils.evaluation import Vectors, contrast, dial, strength_sweep
 from utils.generation import generate
+from utils.judges import Judge
 from utils.metrics import Estimate
+from utils.pages import whole_sentences
 from utils.runs import read_json, write_json
 from utils.saving import AdapterLibrary
 
@@ -63,7 +68,8 @@ LADDER = {"prompt": "The acting was", "seed": 1}
 def run_ladder(bench: Bench) -> None:
     """`ladder.json`: one prompt with one seed at each strength of the contrast of the two adapters of seed 0.
 
-    `text` ends at its last full sentence; `probability`: the words judge's, that prompt and text are positive.
+    `text` ends at its last full sentence, if it has one; `probability`: the words judge's, that prompt and text are
+    positive.
     """
     path = runs_folder(bench) / "ladder.json"
     profile = bench.profile
@@ -71,16 +77,30 @@ def run_ladder(bench: Bench) -> None:
     if rows_of(path, header):
         return print(f"{path.name}: there already")
     library, positive, negative = adapters_of(bench, 0)
-    options = profile.sampling | {"samples": 1, "seed": LADDER["seed"]}
-    rows = []
     with library.use("positive") as model:
-        for strength in range(-3, 4):
-            set_scaling_vectors(model, contrast(positive, negative, strength))
-            (sample,) = generate(model, bench.tokenizer, [LADDER["prompt"]], **options)
-            text = re.sub(r"(?<=[.!?])[^.!?]*$", "", sample.text)
-            probability = bench.judges["words"].probability([LADDER["prompt"] + text])[0]
-            rows.append({"strength": strength, "text": text, "probability": probability})
+        at = partial(contrast, positive, negative)
+        rows = ladder_rows(model, bench.tokenizer, bench.judges["words"], at, profile.sampling)
     return write_json(path, header | {"rows": rows})
+
+
+def ladder_rows(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    judge: Judge,
+    vectors_at: Callable[[float], Vectors],
+    sampling: Mapping[str, float],
+) -> list[dict]:
+    """`strength`, `text`, `probability` for one prompt and one seed at a = -3 to +3; the vectors are put back."""
+    options = dict(sampling) | {"samples": 1, "seed": LADDER["seed"]}
+    before, rows = scaling_vectors(model), []
+    for strength in range(-3, 4):
+        set_scaling_vectors(model, vectors_at(strength))
+        (sample,) = generate(model, tokenizer, [LADDER["prompt"]], **options)
+        text = " " + whole_sentences(sample.text)
+        probability = float(judge.probability([LADDER["prompt"] + text])[0])
+        rows.append({"strength": strength, "text": text, "probability": probability})
+    set_scaling_vectors(model, before)
+    return rows
 
 
 def adapters_of(bench: Bench, seed: int) -> tuple[AdapterLibrary, Vectors, Vectors]:

@@ -16,7 +16,16 @@ import matplotlib.pyplot as plt
 
 from study.plots import cost_bars, cost_vs_quality, few_shot_curves, interval_rows, learning_curves, rate_curves
 from utils.metrics import Estimate
-from utils.plots import dial_figure, lengths_histogram, loss_curve, parameter_bar, show, unit_map, vector_heatmap
+from utils.plots import (
+    dial_figure,
+    lengths_histogram,
+    loss_curve,
+    parameter_bar,
+    show,
+    unit_map,
+    vector_heatmap,
+    word_figure,
+)
 from utils.runs import RunRecord
 
 
@@ -248,3 +257,11 @@ def test_few_reviews_have_a_line_for_each_method_in_each_panel():
     assert len(losses) == 2 and list(losses[0].get_ydata()) == pytest.approx([3.992, 3.872])
     assert all([tick.get_text() for tick in ax.get_xticklabels()] == ["8", "128"] for ax in panels)
     assert len(panels[1].collections) == 2  # intervals
+
+
+def test_next_words_that_fall_stand_above_those_that_rise():
+    first, last = torch.tensor([0.6, 0.1, 0.2, 0.1]), torch.tensor([0.1, 0.1, 0.2, 0.6])
+    ax = word_figure({2: last, -2: first, 0: (first + last) / 2}, lambda ids: f" w{ids[0]}", shown=1)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["'w0'", "'w3'"] and labelled(ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a = -2", "a = 0 (base)", "a = +2"]
+    assert [bars.patches[0].get_width() for bars in ax.containers] == pytest.approx([0.6, 0.35, 0.1])

@@ -239,9 +239,22 @@ def strength_sweep(
         for strength in tqdm(strengths, disable=not progress, leave=False, desc="strength"):
             set_scaling_vectors(model, vectors_at(strength))
             texts = generate(model, tokenizer, prompts, seed=seed, **sampling)
-            row = {SCORE_OF_JUDGE[name]: positivity(texts, judge) for name, judge in judges.items()}
-            row |= {"perplexity": fluency(texts, model, tokenizer), "held_out_loss": held_out_loss(model, blocks)}
-            rows.append({"strength": float(strength)} | row)
+            rows.append({"strength": float(strength)} | point_scores(texts, judges, model, tokenizer, blocks))
     finally:
         set_scaling_vectors(model, before)
     return rows
+
+
+def point_scores(
+    texts: Sequence[Sample],
+    judges: Mapping[str, Judge],
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: Dataset,
+) -> dict[str, Estimate]:
+    """A point of the dial: a positivity per judge of `texts`, their `perplexity` under the bare base, `held_out_loss`.
+
+    The loss is that of the model as it is turned now, in nats per token on `blocks`.
+    """
+    scores = {SCORE_OF_JUDGE[name]: positivity(texts, judge) for name, judge in judges.items()}
+    return scores | {"perplexity": fluency(texts, model, tokenizer), "held_out_loss": held_out_loss(model, blocks)}

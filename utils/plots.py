@@ -253,6 +253,36 @@ def dial_figure(rows: Sequence[Mapping[str, object]]) -> Axes:
     return top
 
 
+def word_figure(
+    probabilities: Mapping[float, Tensor], words: Callable[[list[int]], str], shown: int = 6, ax: Axes | None = None
+) -> Axes:
+    """The next words that rise and fall most from the lowest strength to the highest, a bar a strength.
+
+    `probabilities`: {strength a: (vocabulary,) probabilities of the next token}; `words` turns a list of token ids into
+    text (a tokenizer's `decode`). `shown` words fall (above) and as many rise (below), by absolute change.
+    """
+    ax = new_axes(ax, figsize=(8, 0.42 * 2 * shown + 1))
+    strengths = sorted(probabilities)
+    change = probabilities[strengths[-1]] - probabilities[strengths[0]]
+    order = change.argsort().tolist()
+    chosen = [*order[:shown], *order[-shown:]]
+    colours = dict(zip(strengths, (RED, GREY, BLUE), strict=False))
+    height = 0.8 / len(strengths)
+    for row, strength in enumerate(strengths):
+        places = [place + (row - (len(strengths) - 1) / 2) * height for place in range(len(chosen))]
+        values = [probabilities[strength][token].item() for token in chosen]
+        label = f"a = {strength:+g}" if strength else "a = 0 (base)"
+        ax.barh(places, values, height, color=colours.get(strength, BLACK), label=label)
+    ax.axhline(shown - 0.5, color=BLACK, linewidth=1)
+    ax.set_yticks(range(len(chosen)), [repr(words([token]).strip()) for token in chosen])
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel("probability of being the next token")
+    ax.set_ylabel("rise with a          fall with a")
+    ax.legend(loc="center right", bbox_to_anchor=(1, 0.68))
+    return ax
+
+
 def _by_strength(rows: Sequence[Mapping[str, object]], key: str) -> Points:
     points: Points = defaultdict(list)
     for row in sorted(rows, key=lambda row: row["strength"]):
