@@ -16,7 +16,16 @@ import matplotlib.pyplot as plt
 
 from study.plots import cost_bars, cost_vs_quality, few_shot_curves, interval_rows, learning_curves, rate_curves
 from utils.metrics import Estimate
-from utils.plots import dial_figure, lengths_histogram, loss_curve, parameter_bar, show, unit_map, vector_heatmap
+from utils.plots import (
+    block_drawing,
+    dial_figure,
+    lengths_histogram,
+    loss_curve,
+    parameter_bar,
+    show,
+    unit_map,
+    vector_heatmap,
+)
 from utils.runs import RunRecord
 
 
@@ -248,3 +257,9 @@ def test_few_reviews_have_a_line_for_each_method_in_each_panel():
     assert len(losses) == 2 and list(losses[0].get_ydata()) == pytest.approx([3.992, 3.872])
     assert all([tick.get_text() for tick in ax.get_xticklabels()] == ["8", "128"] for ax in panels)
     assert len(panels[1].collections) == 2  # intervals
+
+
+def test_drawing_of_a_block_names_the_three_vectors_and_their_lengths():
+    texts = " ".join(text.get_text() for text in block_drawing(256).texts)
+    assert all(f"$l_{name}$" in texts for name in ("k", "v", "{ff}"))
+    assert "256 → 768" in texts and "1,024 → 256" in texts
