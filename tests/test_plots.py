@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 from study.plots import cost_bars, cost_vs_quality, few_shot_curves, interval_rows, learning_curves, rate_curves
 from utils.metrics import Estimate
 from utils.plots import (
+    block_drawing,
     dial_figure,
     lengths_histogram,
     loss_curve,
@@ -265,3 +266,9 @@ def test_next_words_that_fall_stand_above_those_that_rise():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["'w0'", "'w3'"] and labelled(ax)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a = -2", "a = 0 (base)", "a = +2"]
     assert [bars.patches[0].get_width() for bars in ax.containers] == pytest.approx([0.6, 0.35, 0.1])
+
+
+def test_drawing_of_a_block_names_the_three_vectors_and_their_lengths():
+    texts = " ".join(text.get_text() for text in block_drawing(256).texts)
+    assert all(f"$l_{name}$" in texts for name in ("k", "v", "{ff}"))
+    assert "256 → 768" in texts and "1,024 → 256" in texts

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator, PercentFormatter
 from torch import Tensor
 
@@ -119,6 +119,70 @@ def lengths_histogram(
     return ax
 
 
+def block_drawing(width: int | None = None) -> Axes:
+    """One GPT-2 block with the three (IA)³ vectors in it (Liu et al. 2022); lengths in d, or numbers of `width`."""
+    apply_style()
+    _, ax = plt.subplots(figsize=(8, 4.9))
+    size = (lambda n: f"{n * width:,}") if width else (lambda n: "d" if n == 1 else f"{n}d")
+    for y, top, name, start, end in (
+        (7.0, 9.15, "attention", "x", "x′"),
+        (2.0, 3.75, "feed-forward", "x′", "next\nblock"),
+    ):
+        ax.text(1.25, top + 0.12, name, fontweight="bold", va="bottom")
+        ax.text(0.25, y, start, ha="center", va="center", fontsize=13, style="italic")
+        ax.text(16.45, y, end, ha="center", va="center", fontsize=13 if end == "x′" else 9, style="italic")
+        ax.plot([0.75, 0.75, 15.2, 15.2], [y, top, top, y + 0.35], color=GREY, linewidth=1.3)
+        ax.plot(15.2, y, marker="o", markersize=15, color="white", markeredgecolor=BLACK)
+        ax.text(15.2, y, "+", ha="center", va="center_baseline", fontsize=13)
+        _arrows(ax, y, [(0.5, 1.2), (2.4, 2.9), (14.5 if y > 5 else 12.5, 14.8), (15.6, 16.1)])
+        _box(ax, 1.2, y, 1.2, "layer\nnorm")
+    _box(ax, 2.9, 7.0, 2.0, f"c_attn\n{size(1)} → {size(3)}")
+    for y, letter in ((8.2, "q"), (7.0, "k"), (5.8, "v")):
+        ax.annotate("", (5.6, y), (4.9, 7.0), arrowprops={"arrowstyle": "-", "color": BLACK})
+        _box(ax, 5.6, y, 0.8, letter, 0.8)
+        _arrows(ax, y, [(6.4, 7.2), (9.0, 9.8)])
+        _box(ax, 7.2, y, 1.8, f"× $l_{letter}$", 0.8, trained=True, outside_paper=letter == "q")
+    _box(ax, 9.8, 7.0, 2.2, "softmax\n(q · k) · v", 3.2)
+    _box(ax, 12.5, 7.0, 2.0, f"c_proj\n{size(1)} → {size(1)}")
+    _arrows(ax, 7.0, [(12.0, 12.5)])
+    _box(ax, 2.9, 2.0, 2.0, f"c_fc\n{size(1)} → {size(4)}")
+    _box(ax, 5.4, 2.0, 1.2, "GELU")
+    _box(ax, 7.2, 2.0, 1.8, "× $l_{ff}$", trained=True)
+    _box(ax, 10.1, 2.0, 2.4, f"mlp.c_proj\n{size(4)} → {size(1)}")
+    _arrows(ax, 2.0, [(4.9, 5.4), (6.6, 7.2), (9.0, 10.1)])
+    ax.text(
+        8.1, 5.1, f"one vector of length {size(3)} on GPT-2; the paper has no $l_q$", ha="center", va="top", color=RED
+    )
+    ax.text(8.1, 1.1, f"one vector of length {size(4)}", ha="center", va="top", color=RED)
+    _box(ax, 1.2, 0.15, 0.7, "", 0.5)
+    ax.text(2.1, 0.15, "frozen", va="center")
+    _box(ax, 4.0, 0.15, 0.7, "×", 0.5, trained=True)
+    ax.text(4.9, 0.15, "trained by (IA)³: multiplies unit by unit", va="center")
+    ax.set(xlim=(-0.1, 17.0), ylim=(-0.3, 9.9))
+    ax.axis("off")
+    return ax
+
+
+def _box(
+    ax: Axes, x: float, y: float, wide: float, text: str, high: float = 1.3, trained: bool = False,
+    outside_paper: bool = False,
+) -> None:  # fmt: skip
+    """Frozen ones grey and thin, trained ones orange with a thick edge (dashed: not in the paper)."""
+    style = {"facecolor": "#FCE3B4", "edgecolor": RED, "linewidth": 2.4} if trained else {
+        "facecolor": "#EEEEEE", "edgecolor": BLACK, "linewidth": 1}  # fmt: skip
+    style["linestyle"] = "--" if outside_paper else "-"
+    ax.add_patch(FancyBboxPatch((x, y - high / 2), wide, high, boxstyle="round,pad=0,rounding_size=0.15", **style))
+    ax.text(x + wide / 2, y, text, ha="center", va="center", fontsize=12 if trained else 10)
+
+
+def _arrows(ax: Axes, y: float, spans: Sequence[tuple[float, float]]) -> None:
+    """Arrows from left to right at the height y."""
+    for start, end in spans:
+        ax.annotate(
+            "", (end, y), (start, y), arrowprops={"arrowstyle": "->", "color": BLACK, "shrinkA": 0, "shrinkB": 0}
+        )
+
+
 def parameter_bar(
     groups: Mapping[str, int], highlight: Mapping[str, int] | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -150,12 +214,12 @@ def loss_curve(
     """Held-out loss (nats per `label`) against the step; without `ax` also the training batches' loss, beside it.
 
     `baseline` is a held-out loss to compare with, the base model's unless `baseline_name` says another. The two losses
-    are of different `rows`, so they share no axis.
+    are of different `rows`, so they stand beside each other, on one scale.
     """
     train, held_out = ([(r["step"], r[k]) for r in history if k in r] for k in ("train_loss", "eval_loss"))
     if ax is None and train:
         apply_style()
-        _, (batches, ax) = plt.subplots(1, 2, figsize=(8, 3.4))
+        _, (batches, ax) = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
         batches.plot(*zip(*train, strict=True), color=GREY, linewidth=1)
         batches.set(title="training batches", xlabel="optimiser step", ylabel=f"loss (nats/{label})")
     ax = new_axes(ax)
@@ -204,8 +268,8 @@ def vector_heatmap(vectors: Mapping[str, Tensor], ax: Axes | None = None) -> Axe
 
 
 def unit_map(vectors: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
-    """Each learned number as a coloured stripe, layer by unit (q, k, v, ff side by side): blue below 1, red above."""
-    ax, parts = new_axes(ax), _split(vectors)
+    """Each learned number as a coloured stripe, sorted within its layer and group: blue below 1, red above."""
+    ax, parts = new_axes(ax), {name: np.sort(part, axis=1) for name, part in _split(vectors).items()}
     values = np.concatenate(list(parts.values()), axis=1)
     reach = max(np.percentile(np.abs(values - 1), 99), 1e-6)  # a few outliers must not bleach the rest
     image = ax.imshow(values, cmap="RdBu_r", norm=TwoSlopeNorm(1, 1 - reach, 1 + reach), aspect="auto",
@@ -213,7 +277,7 @@ def unit_map(vectors: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
     edges = np.cumsum([0, *(part.shape[1] for part in parts.values())])
     for edge in edges[1:-1]:
         ax.axvline(edge - 0.5, color=BLACK, linewidth=1)
-    ax.set(title="every unit: inhibited or amplified", ylabel="layer", yticks=range(len(values)))
+    ax.set(title="every unit, sorted within its group", ylabel="layer", yticks=range(len(values)))
     names = [f"{name}\n{part.shape[1]:,}" for name, part in parts.items()]
     ax.set_xticks((edges[:-1] + edges[1:]) / 2, names)
     ax.tick_params(axis="x", length=0)
