@@ -141,7 +141,7 @@ def library(two, tokenizer):
     return library
 
 
-def test_library_keeps_tasks_and_the_bare_base_apart_and_nothing_becomes_trainable(two, library):
+def test_library_keeps_tasks_apart(two, library):
     _, expected = two
     assert library.tasks == ["positive", "negative"]
     for task in ("positive", "negative", "positive"):
@@ -154,6 +154,7 @@ def test_library_keeps_tasks_and_the_bare_base_apart_and_nothing_becomes_trainab
             with library.use(inner) as other:
                 assert torch.equal(logits(other), expected[inner])
             assert torch.equal(logits(model), expected[outer])
+    assert not torch.equal(expected[None], expected["positive"])
     assert not any(p.requires_grad for p in library.model.parameters())
 
 
