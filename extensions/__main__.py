@@ -22,8 +22,8 @@ from pathlib import Path
 from extensions.modern import run_dials
 from extensions.recipes import DIALS, RECIPES, Recipe, describe_recipe, setup_lab
 from extensions.runs import METHOD_NAMES, LabBench, lab_folder, learning_rate, measure_lab, methods_of, train_lab
-from study.comparison import chosen_rates, stranger
-from study.records import SEEDS, SWEEP_SEED, expected, make_one, sweep_method
+from study.comparison import stranger
+from study.records import SEEDS, SWEEP_SEED, expected, make_one, sweep_method, swept_rates
 from utils.config import ASSETS
 from utils.runs import RunRecord
 
@@ -53,17 +53,10 @@ def run_sweep(bench: LabBench, methods: list[str]) -> None:
         print(f"{method:10} {best:g}", flush=True)
 
 
-def swept_rates(bench: LabBench) -> dict[str, float]:
-    """By method, the rate that the sweep chose; nothing for a method that was not swept."""
-    paths = sorted((lab_folder(bench.profile, ASSETS) / "sweep").glob("*.json"))
-    records = [RunRecord.load(path) for path in paths]
-    recipe = sweep_recipe(bench.profile)
-    return chosen_rates(r for r in records if stranger(r, recipe, bench.fingerprint) is None)
-
-
 def run_all(bench: LabBench, methods: list[str], seeds: list[int]) -> None:
     """Every record that is missing, all methods of one seed first; first says how long that takes."""
-    rates, folder = swept_rates(bench), lab_folder(bench.profile, ASSETS)
+    folder = lab_folder(bench.profile, ASSETS)
+    rates = swept_rates(folder, sweep_recipe(bench.profile), bench.fingerprint)
     jobs = {folder / f"{method}-seed{seed}.json": (method, seed) for seed in seeds for method in methods}
     missing = [path for path in jobs if not path.exists()]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} records there already{expected(missing)}", flush=True)

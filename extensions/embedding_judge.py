@@ -9,7 +9,6 @@ last hidden states (Reimers and Gurevych 2019), so no single word decides. It ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,15 +18,14 @@ from transformers import AutoModel, AutoTokenizer
 
 from extensions.models import WHEELS, wheel_folder
 from study.comparison import Bench
-from study.dial import STRENGTHS, adapters_of, dial_header
+from study.dial import STRENGTHS, adapters_of, curves_of, dial_header
 from study.records import SEEDS, rows_of, runs_folder
 from utils.adapters import set_scaling_vectors
 from utils.config import load_profile
 from utils.data import PROMPTS
-from utils.evaluation import contrast, dial, positivity
+from utils.evaluation import positivity
 from utils.generation import generate
-from utils.judges import cut_pieces
-from utils.metrics import Estimate, wilson_interval
+from utils.judges import Judge, cut_pieces
 from utils.runs import write_json
 from utils.session import quiet
 
@@ -65,10 +63,7 @@ class EmbeddingJudge:
         """True where P(positive) is above one half, (n,) bool."""
         return self.regression.predict(self.embed(texts)) == 1 if len(texts) else np.zeros(0, bool)
 
-    def accuracy(self, texts: Sequence[str], labels: Sequence[int], first_words: int | None = None) -> Estimate:
-        """Share judged as labelled, on whole texts or on the first `first_words` words of each."""
-        texts = [" ".join(text.split()[:first_words]) for text in texts]
-        return wilson_interval(int((self.is_positive(texts) == np.asarray(labels, bool)).sum()), len(texts))
+    accuracy = Judge.accuracy  # which asks `is_positive` alone
 
 
 def main() -> None:
@@ -87,9 +82,8 @@ def main() -> None:
     print(f"{MODEL}: {header['accuracy']} of the test reviews' first 60 words", flush=True)
     for seed in missing:
         library, positive, negative = adapters_of(bench, seed)
-        curves = {"dial": partial(dial, positive), "contrast": partial(contrast, positive, negative)}
         with library.use("positive") as model:
-            for curve, vectors_at in curves.items():
+            for curve, vectors_at in curves_of(positive, negative).items():
                 for strength in STRENGTHS[curve]:
                     set_scaling_vectors(model, vectors_at(strength))
                     texts = generate(model, bench.tokenizer, PROMPTS, seed=seed, **bench.profile.sampling)

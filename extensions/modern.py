@@ -21,8 +21,8 @@ from datasets import Dataset
 from extensions.models import load_model
 from extensions.recipes import Recipe
 from extensions.training import attach_recipe
-from study.comparison import chosen_rates, stranger
-from study.records import SWEEP_SEED, expected, make_one, sweep_method
+from study.comparison import stranger
+from study.records import SWEEP_SEED, expected, make_one, sweep_method, swept_rates
 from utils.adapters import base_fingerprint
 from utils.config import ASSETS, PROFILES
 from utils.data import LABELS, load_reviews, review_blocks
@@ -97,14 +97,6 @@ def run_sweep(bench: DialBench, assets: Path = ASSETS) -> float:
     return sweep_method(short, "ia3", guess, assets / "runs" / bench.profile.name, run)
 
 
-def swept_rate(bench: DialBench, assets: Path = ASSETS) -> float:
-    """The rate that the sweep chose, or the recipe's where nothing was swept."""
-    paths = sorted((assets / "runs" / bench.profile.name / "sweep").glob("*.json"))
-    records, recipe = [RunRecord.load(path) for path in paths], sweep_recipe(bench.profile)
-    rates = chosen_rates(r for r in records if stranger(r, recipe, bench.fingerprint) is None)
-    return rates.get("ia3", bench.profile.learning_rates["ia3"])
-
-
 def run_dials(recipe: Recipe, seeds: list[int], only: str | None = None, assets: Path = ASSETS) -> None:
     """Every record and adapter that is missing; `only` "sweep" or "runs" leaves the other out."""
     bench = DialBench(recipe)
@@ -113,7 +105,8 @@ def run_dials(recipe: Recipe, seeds: list[int], only: str | None = None, assets:
         print(f"rate {run_sweep(bench, assets):g}", flush=True)
     if only == "sweep":
         return
-    rate, folder = swept_rate(bench, assets), assets / "runs" / recipe.name
+    folder = assets / "runs" / recipe.name
+    rate = swept_rates(folder, sweep_recipe(recipe), bench.fingerprint).get("ia3", recipe.learning_rates["ia3"])
     jobs = {folder / f"{label}-seed{seed}.json": (label, seed) for seed in seeds for label in LABELS}
     missing = [path for path in jobs if not path.exists()]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} records there already{expected(missing)}", flush=True)

@@ -279,7 +279,9 @@ def load_recipe(lab: str, size: str | None = None) -> Recipe:
         raise ConfigError(f"unknown lab {lab!r}: choose from {', '.join(labs)}")
     if size not in SIZES:
         raise ConfigError(f"unknown size {size!r}: set LAB_PROFILE to one of {', '.join(SIZES)}")
-    recipe = labs[lab].get(SIZES[size], labs[lab]["mini"])  # a dial has one size
+    if SIZES[size] not in labs[lab]:
+        raise ConfigError(f"the lab {lab} has no size {SIZES[size]!r} yet: set LAB_PROFILE=mini")
+    recipe = labs[lab][SIZES[size]]
     if recipe.size == "full" and os.environ.get("LAB_MODELS_DIR"):
         recipe = replace(recipe, model=_folder("LAB_MODELS_DIR", Path(recipe.model).name), model_revision=None)
     if os.environ.get("LAB_DATA_DIR") and lab in DATA_FOLDERS:

@@ -107,11 +107,6 @@ def reference_costs(profile: Profile, assets: Path = ASSETS) -> tuple[dict[str, 
     return {}, profile.name
 
 
-def gpu_costs(assets: Path = ASSETS) -> dict:
-    """What `python -m study --gpu-cost` wrote; empty where it was never run on a GPU."""
-    return read_json(assets / "runs" / "gpu-cost.json")
-
-
 def training_cost(
     make_base: Callable[[], GPT2LMHeadModel], methods: Iterable[str], batch: int, length: int, rounds: int = 10
 ) -> list[Row]:

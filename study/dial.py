@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from study.comparison import Bench
 from study.records import rows_of, runs_folder
-from utils.adapters import load_base, scaling_vectors, set_scaling_vectors
+from utils.adapters import load_base, scaling_vectors, set_scaling_vectors, vectors_restored
 from utils.config import ASSETS, Profile
 from utils.data import PROMPTS, balanced_blocks
 from utils.evaluation import Vectors, contrast, dial, strength_sweep
@@ -33,12 +34,14 @@ def dial_header(profile: Profile, fingerprint: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def load_reference_dial(profile: Profile, fingerprint: str) -> tuple[list[dict], str | None]:
-    """Rows of this profile's committed dial, or none and the reason: no record, another configuration or base."""
-    path = ASSETS / "runs" / profile.name / "dial.json"
+def load_reference_dial(
+    profile: Profile, fingerprint: str, name: str = "dial", assets: Path | None = None
+) -> tuple[list[dict], str | None]:
+    """Rows of the committed `name`.json, or none and the reason: no record, another configuration or base."""
+    path = (assets or ASSETS) / "runs" / profile.name / f"{name}.json"
     record = read_json(path)
     if not record:
-        return [], f"no reference run of the dial for profile {profile.name}: not measured"
+        return [], f"no reference run of the {name} for profile {profile.name}: not measured"
     header = dial_header(profile, fingerprint)
     if {key: record.get(key) for key in header} != header:
         return [], f"{path.name} was made with another configuration, base model or sampling: not used"
@@ -92,14 +95,14 @@ def ladder_rows(
 ) -> list[dict]:
     """`strength`, `text`, `probability` for one prompt and one seed at a = -3 to +3; the vectors are put back."""
     options = dict(sampling) | {"samples": 1, "seed": LADDER["seed"]}
-    before, rows = scaling_vectors(model), []
-    for strength in range(-3, 4):
-        set_scaling_vectors(model, vectors_at(strength))
-        (sample,) = generate(model, tokenizer, [LADDER["prompt"]], **options)
-        text = " " + whole_sentences(sample.text)
-        probability = float(judge.probability([LADDER["prompt"] + text])[0])
-        rows.append({"strength": strength, "text": text, "probability": probability})
-    set_scaling_vectors(model, before)
+    rows = []
+    with vectors_restored(model):
+        for strength in range(-3, 4):
+            set_scaling_vectors(model, vectors_at(strength))
+            (sample,) = generate(model, tokenizer, [LADDER["prompt"]], **options)
+            text = " " + whole_sentences(sample.text)
+            probability = float(judge.probability([LADDER["prompt"] + text])[0])
+            rows.append({"strength": strength, "text": text, "probability": probability})
     return rows
 
 
@@ -111,10 +114,15 @@ def adapters_of(bench: Bench, seed: int) -> tuple[AdapterLibrary, Vectors, Vecto
     return library, *(scaling_vectors(library.model, task) for task in ("positive", "negative"))
 
 
+def curves_of(positive: Vectors, negative: Vectors) -> dict[str, Callable[[float], Vectors]]:
+    """Both curves of a pair of adapters: what gives the vectors at a strength."""
+    return {"dial": partial(dial, positive), "contrast": partial(contrast, positive, negative)}
+
+
 def sweep_seed(bench: Bench, seed: int) -> list[dict]:
     """Both curves of one seed's pair of adapters, as JSON rows."""
     library, positive, negative = adapters_of(bench, seed)
-    curves = {"dial": partial(dial, positive), "contrast": partial(contrast, positive, negative)}
+    curves = curves_of(positive, negative)
     profile = bench.profile
     blocks = balanced_blocks(bench.reviews["test"], bench.tokenizer, profile.block_length, profile.eval_blocks)
     options = {

@@ -13,13 +13,13 @@ from datasets import Dataset
 from torch import nn
 
 from study.comparison import Bench
-from study.dial import adapters_of, dial_header
+from study.dial import adapters_of, dial_header, load_reference_dial
 from study.records import rows_of, runs_folder
-from utils.adapters import scaling_vectors, set_scaling_vectors
+from utils.adapters import set_scaling_vectors, vectors_restored
 from utils.config import ASSETS, Profile
 from utils.data import LABELS
-from utils.evaluation import Vectors, dial, held_out_loss
-from utils.runs import read_json, write_json
+from utils.evaluation import Vectors, contrast, dial, held_out_loss
+from utils.runs import write_json
 
 BLOCKS = 192  # of each label
 AROUND_ONE = tuple(0.5 + 0.125 * step for step in range(9))
@@ -29,28 +29,22 @@ NAMES = {
 }  # fmt: skip
 
 
-def combined(positive: Vectors, negative: Vectors, of_positive: float, of_negative: float) -> Vectors:
-    """1 + p (l_pos - 1) + n (l_neg - 1): p = n = 1/2 is the mean, p = 1/2 and n = -1/2 the contrast at 1/2."""
-    return {k: 1 + of_positive * (l - 1) + of_negative * (negative[k] - 1) for k, l in positive.items()}
-
-
 def settings_of(positive: Vectors, negative: Vectors) -> dict[str, Vectors]:
     """The vectors behind each of `NAMES`, and `a = ...` for one adapter around a = 1."""
-    weights = {"base": (0, 0), "positive": (1, 0), "negative": (0, 1), "mean": (0.5, 0.5), "half": (0.5, -0.5)}
-    settings = {name: combined(positive, negative, *weight) for name, weight in weights.items()}
+    mean = {key: (l + negative[key]) / 2 for key, l in positive.items()}
+    settings = {"base": dial(positive, 0), "positive": positive, "negative": negative, "mean": mean}
+    settings["half"] = contrast(positive, negative, 0.5)
     return settings | {f"a = {strength:g}": dial(positive, strength) for strength in AROUND_ONE}
 
 
 def losses(model: nn.Module, settings: Mapping[str, Vectors], blocks: Mapping[str, Dataset]) -> list[dict]:
     """One row a setting: `loss_positive` and `loss_negative`, nats per token; the vectors are put back at the end."""
-    before, rows = scaling_vectors(model), []
-    try:
+    rows = []
+    with vectors_restored(model):
         for name, vectors in settings.items():
             set_scaling_vectors(model, vectors)
             found = {f"loss_{label}": held_out_loss(model, part).value for label, part in blocks.items()}
             rows.append({"setting": name} | found)
-    finally:
-        set_scaling_vectors(model, before)
     return rows
 
 
@@ -74,13 +68,8 @@ def run_puzzle(bench: Bench, seeds: Sequence[int]) -> None:
 
 def load_puzzle(profile: Profile, fingerprint: str) -> tuple[list[dict], str | None]:
     """The settings as `changes` gives them, or none and the reason: no record, or one of another base."""
-    record = read_json(ASSETS / "runs" / profile.name / "puzzle.json")
-    if not record:
-        return [], f"no record of the puzzle for profile {profile.name}: not measured"
-    header = dial_header(profile, fingerprint)
-    if {key: record.get(key) for key in header} != header:
-        return [], "puzzle.json was made with another configuration or base model: not used"
-    return changes(record["rows"]), None
+    rows, why_not = load_reference_dial(profile, fingerprint, "puzzle", ASSETS)
+    return changes(rows), why_not
 
 
 def changes(rows: Sequence[Mapping[str, object]]) -> list[dict]:

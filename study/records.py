@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from study.comparison import Bench, chosen_rates, misfit, stranger, sweep_losses
-from utils.config import ASSETS, artifacts_dir
+from utils.config import ASSETS, Settings, artifacts_dir
 from utils.runs import RunRecord, read_json
 from utils.training import RUNNING, DivergedError
 
@@ -76,6 +76,12 @@ def sweep_method(bench: Bench, method: str, guess: float, folder: Path, run: Cal
         path = folder / "sweep" / f"{method}-{rate:g}-seed{SWEEP_SEED}.json"
         tried.append(make_one(bench, path, lambda to, rate=rate: run(rate, folder=to), stranger))
     return chosen_rates(tried)[method]
+
+
+def swept_rates(folder: Path, settings: Settings, fingerprint: str) -> dict[str, float]:
+    """By method, the rate that `folder/sweep` chose; nothing for a method that was not swept with these settings."""
+    records = [RunRecord.load(path) for path in sorted((folder / "sweep").glob("*.json"))]
+    return chosen_rates(record for record in records if stranger(record, settings, fingerprint) is None)
 
 
 def next_rate(guess: float, losses: Mapping[float, float]) -> float | None:

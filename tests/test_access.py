@@ -39,7 +39,6 @@ from utils.plots import (
     contrast,
     dial_figure,
     ink_on,
-    lengths_histogram,
     loss_curve,
     parameter_bar,
     vector_heatmap,
@@ -111,10 +110,6 @@ def estimate(value: float) -> Estimate:
     return Estimate(value, value - 0.1, value + 0.1, 9)
 
 
-def histogram() -> Axes:
-    return lengths_histogram({"positive": [9, 20, 30], "negative": [5, 6, 9], "both": [7, 8]}, block_length=12)
-
-
 def dial() -> Axes:
     keys = ("held_out_loss", "perplexity", "positivity", "positivity_chars")
     rows = [
@@ -159,7 +154,7 @@ def levels() -> Axes:
 
 
 FIGURES = {
-    "histogram": histogram, "dial": dial, "curves": curves, "costs": costs, "few": few, "bars": bars,
+    "dial": dial, "curves": curves, "costs": costs, "few": few, "bars": bars,
     "vectors": vectors, "levels": levels,
     "rates": lambda: rate_curves({m: {1e-3: 3.9, 1e-2: 3.8} for m in METHODS}, 4.0),
     "loss": lambda: loss_curve([{"step": s, "train_loss": 4.0, "eval_loss": 5.0 - s} for s in (0, 1)], 5.0),

@@ -19,7 +19,6 @@ from utils.metrics import Estimate
 from utils.plots import (
     block_drawing,
     dial_figure,
-    lengths_histogram,
     loss_curve,
     parameter_bar,
     show,
@@ -91,11 +90,7 @@ def test_dial_needs_the_base_model_and_neither_seed_nor_curve():
     assert len(top.collections) == 1
 
 
-def test_histogram_and_bar_count_what_they_are_given():
-    ax = lengths_histogram({"positive": [100, 200, 300], "negative": [50, 60, 90]}, block_length=128)
-    texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert {"positive: 3, median 200 words", "negative: 3, median 60 words", "one training block: 128"} == set(texts)
-    assert labelled(ax)
+def test_bars_count_what_they_are_given():
     ax = parameter_bar({"attention": 750, "feed-forward": 250}, {"(IA)³": 1})
     assert [round(bar.get_width() * 1e6) for bar in ax.patches] == [750, 250, 1]
     texts = [text.get_text().split() for text in ax.texts]

@@ -7,8 +7,10 @@ too; `mlp.c_proj` is scaled on its input, which is the inner activation.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -262,6 +264,16 @@ def set_scaling_vectors(model: nn.Module, vectors: dict[str, Tensor], name: str 
         raise AdapterError("these vectors do not fit the model: other layers, other width, or a part missing")
     for key, parameter in parameters.items():
         parameter.copy_(vectors[key].to(parameter).view_as(parameter))
+
+
+@contextlib.contextmanager
+def vectors_restored(model: nn.Module) -> Iterator[None]:
+    """Inside, the scaling vectors may be set to anything; at the end, also after an error, they are as before."""
+    before = scaling_vectors(model)
+    try:
+        yield
+    finally:
+        set_scaling_vectors(model, before)
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

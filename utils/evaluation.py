@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from utils.adapters import base_fingerprint, scaling_vectors, set_scaling_vectors
+from utils.adapters import base_fingerprint, set_scaling_vectors, vectors_restored
 from utils.config import Profile, artifacts_dir
 from utils.data import PROMPTS
 from utils.generation import Sample, adapters_off, beneath, evaluation_mode, generate
@@ -234,14 +234,12 @@ def strength_sweep(
     model's own on `blocks`, whose growth is the price of steering. `sampling` goes to `generate`; every
     strength gets the same seed; the model's vectors are put back at the end.
     """
-    before, rows = scaling_vectors(model), []
-    try:
+    rows = []
+    with vectors_restored(model):
         for strength in tqdm(strengths, disable=not progress, leave=False, desc="strength"):
             set_scaling_vectors(model, vectors_at(strength))
             texts = generate(model, tokenizer, prompts, seed=seed, **sampling)
             rows.append({"strength": float(strength)} | point_scores(texts, judges, model, tokenizer, blocks))
-    finally:
-        set_scaling_vectors(model, before)
     return rows
 
 

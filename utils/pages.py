@@ -50,6 +50,11 @@ def html_table(titles: Sequence[str], lines: Sequence[Sequence[str]], caption: s
     for first, *others in lines:
         body += f'<tr><th scope="row" style="{STYLE.format(side="left")} font-weight: normal;">{first}</th>'
         body += "".join(f'<td style="{STYLE.format(side="right")}">{text}</td>' for text in others) + "</tr>\n"
+    return _table(head, body, caption)
+
+
+def _table(head: str, body: str, caption: str) -> str:
+    """The table around a row of heads and the rows of a body."""
     above = f'<caption style="text-align: left;">{escape(caption)}</caption>' if caption else ""
     return f"<table>{above}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
 
@@ -84,6 +89,7 @@ def show_texts(rows: Sequence[Mapping[str, object]], columns: Sequence[str], cap
     head = "".join(f'<th scope="col" style="{TEXT_STYLE}">{escape(column)}</th>' for column in columns)
     body, plain = "", [caption] if caption else []
     for row in rows:
+        body += "<tr>"
         for column in columns:
             if isinstance(row[column], str):
                 body += f'<th scope="row" style="{TEXT_STYLE} font-weight: normal;">{escape(row[column])}</th>'
@@ -93,10 +99,8 @@ def show_texts(rows: Sequence[Mapping[str, object]], columns: Sequence[str], cap
             colour = f"background-color: {tint(row[column][1][0])}; color: #000000;"
             body += f'<td style="{TEXT_STYLE} {colour}">{escape(text)}<br><small>P(positive) {judged}</small></td>'
             plain.append(f"    {column}: {text}  [P(positive) {judged}]")
-        body += "</tr>\n<tr>"
-    above = f'<caption style="text-align: left;">{escape(caption)}</caption>' if caption else ""
-    body = f"<tr>{body}".removesuffix("<tr>")
-    show_html(f"<table>{above}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>", "\n".join(plain))
+        body += "</tr>\n"
+    show_html(_table(head, body, caption), "\n".join(plain))
 
 
 DIAL = """<div class="ia3-dial mathjax_ignore">

@@ -100,25 +100,6 @@ def new_axes(ax: Axes | None, **options: object) -> Axes:
     return plt.subplots(**options)[1]
 
 
-def lengths_histogram(
-    lengths: Mapping[str, Sequence[int]], unit: str = "words", block_length: int | None = None, ax: Axes | None = None
-) -> Axes:
-    """How long the reviews of each label are, in `unit`; a dashed line at each median, a grey one at `block_length`."""
-    ax = new_axes(ax)
-    longest = np.percentile(np.concatenate([np.asarray(v) for v in lengths.values()]), 99)
-    bins = np.linspace(0, longest, 41)
-    for (label, values), colour, style in zip(lengths.items(), (BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=False):
-        median = statistics.median(values)
-        ax.hist(values, bins, histtype="step", color=colour, linestyle=style, linewidth=2,
-                label=f"{label}: {len(values):,}, median {median:,.0f} {unit}")  # fmt: skip
-        ax.axvline(median, color=colour, linestyle=style, linewidth=1)
-    if block_length:
-        ax.axvline(block_length, color=GREY, linewidth=3, alpha=0.5, label=f"one training block: {block_length}")
-    ax.set(xlabel=f"length of a review ({unit}), the longest 1 % not shown", ylabel="reviews", xlim=(0, longest))
-    ax.legend(loc="upper right")
-    return ax
-
-
 def block_drawing(width: int | None = None) -> Axes:
     """One GPT-2 block with the three (IA)³ vectors in it (Liu et al. 2022); lengths in d, or numbers of `width`."""
     apply_style()
