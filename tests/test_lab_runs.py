@@ -97,15 +97,17 @@ def test_the_sweep_decides_the_rate_of_the_runs_and_reads_no_test_row(lab, scrip
     bench.rows.pop("test")
     examples = bench.examples.pop("test")
     script.run_sweep(bench, ["ia3", "base"])
-    assert len(script.swept_rates(bench)) == 1
-    swept = script.swept_rates(bench)["ia3"]
+    folder = lab_folder(bench.profile, script.ASSETS)
+    rates = script.swept_rates(folder, script.sweep_recipe(bench.profile), bench.fingerprint)
+    assert list(rates) == ["ia3"]
+    swept = rates["ia3"]
     assert f"ia3        {swept:g}" in capsys.readouterr().out
-    sweep = [RunRecord.load(path) for path in (lab_folder(bench.profile, script.ASSETS) / "sweep").glob("*.json")]
+    sweep = [RunRecord.load(path) for path in (folder / "sweep").glob("*.json")]
     assert len(sweep) >= 2 and {record.config["train_examples"] for record in sweep} == {8}
     assert swept == min(sweep, key=lambda record: record.metrics["best_loss"]).config["learning_rate"]
     bench.rows["test"], bench.examples["test"] = bench.rows["validation"], examples
     script.run_all(bench, ["ia3"], [0])
-    path = lab_folder(bench.profile, script.ASSETS) / "ia3-seed0.json"
+    path = folder / "ia3-seed0.json"
     record = RunRecord.load(path)
     assert record.config["learning_rate"] == swept and record.config["train_examples"] == 12
     record.config["learning_rate"] = 1.0
