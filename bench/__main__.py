@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from bench.report import write_report
-from bench.rows import PROCESSOR_TIME, Row, Sizes, own_process, processor_units, sizes
+from bench.rows import PROCESSOR_TIME, Row, Sizes, own_process, sizes
 from bench.training import profile_rows, training_rows
 from bench.use import generating_rows, memory_rows, mixed_rows, opening_rows, switching_rows
 from utils.config import ROOT
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     versions, hardware = environment()
     header = {
         "clock": "processor time on one thread" if options.one_thread else "the clock", "versions": versions,
-        "hardware": hardware | {"units": processor_units()},
+        "hardware": hardware,
         "sizes": {model: asdict(scale) for model, scale in by_model.items()},
     }  # fmt: skip
     header = json.loads(json.dumps(header))  # lists for tuples, as it is read again

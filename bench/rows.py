@@ -26,7 +26,6 @@ Row = dict[str, object]
 PROCESSOR_TIME = "BENCH_PROCESSOR_TIME"  # an environment variable, so that processes started from here read it too
 PROFILE_OF: dict[str, Profile] = {"mini": PROFILES["mini"], "tiny": PROFILES["mini"], "124M": PROFILES["gpt2"]}
 SHAPES = {"tiny": (2, 32, 2, 8192), "124M": (12, 768, 12, 50257)}  # layers, width, heads, vocabulary
-UNITS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "bf16", "sve_bf16")  # of x86, then of ARM
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,3 @@ def now() -> float:
 def seconds(run: Callable[[], object]) -> float:
     """Seconds of one call (`now`)."""
     return generation.seconds(run, now)
-
-
-def processor_units() -> str:
-    """The processor's units for vectors and matrices that decide how fast it multiplies, in words."""
-    has = torch.cpu.get_capabilities()
-    return ", ".join(unit for unit in UNITS if has.get(unit)) or "none that PyTorch names"

@@ -63,7 +63,6 @@ def model_card(record: dict, samples: dict[str, list[str]], name: str, usual: di
         f"`python scripts/pretrain.py{start}{options_of(recipe, usual)}`, then the same with `--export`; "
         "its history is in `pretraining.json`"
     )
-    not_used = "" if name == "mini-gpt2" else "\n**The course does not use these weights yet**: it uses `mini-gpt2`.\n"
     table = "\n".join(f"| {key} | {text} |" for key, text in rows.items())
     pairs = [zip(samples, pair, strict=True) for pair in zip(*samples.values(), strict=True)]
     texts = "\n\n".join("\n".join(f"- {key}: {' '.join(text.split())}" for key, text in pair) for pair in pairs)
@@ -78,7 +77,7 @@ pipeline_tag: text-generation
 
 A small GPT-2 (`GPT2LMHeadModel`, the same module names) that has read film reviews and nothing else. It exists so that
 the (IA)³ lab course runs without a network and without a GPU. It is not a useful language model.
-{not_used}
+
 | what | value |
 |---|---|
 {table}

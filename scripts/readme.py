@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.report import NO_GPU, aim_text, all_rows, machine, ratio_text  # noqa: E402
-from bench.rows import processor_units  # noqa: E402
 from exercises import EXERCISES  # noqa: E402
 from extensions.recipes import RECIPES, with_data  # noqa: E402
 from extensions.runs import METHOD_NAMES, reference_runs  # noqa: E402
@@ -304,8 +303,7 @@ def draw(assets: Path, path: Path) -> None:
 def keep_times(times: Path, assets: Path) -> None:
     """Sum the seconds of each notebook in the runner's `times.json`, and keep them with the hardware as a record."""
     seconds = {name: round(sum(cells), 1) for name, cells in json.loads(times.read_text(encoding="utf-8")).items()}
-    hardware = environment()[1] | {"units": processor_units()}
-    write_json(assets / "runs" / "mini" / "replay.json", {"seconds": seconds, "hardware": hardware})
+    write_json(assets / "runs" / "mini" / "replay.json", {"seconds": seconds, "hardware": environment()[1]})
 
 
 def main() -> int:

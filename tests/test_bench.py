@@ -18,7 +18,7 @@ import bench.rows as bench_rows
 import bench.training as bench_training
 import bench.use as bench_use
 from bench.report import reached
-from bench.rows import make_model, own_process, processor_units, row, sizes
+from bench.rows import make_model, own_process, row, sizes
 from bench.training import best_size, product_rate, profile_rows, training_flops, training_rows
 from bench.use import (
     endless,
@@ -34,7 +34,7 @@ from bench.use import (
 from utils.adapters import attach
 from utils.config import PROFILES, ROOT
 from utils.data import PROMPTS
-from utils.runs import read_json, write_json
+from utils.runs import environment, read_json, write_json
 
 TRIAL = sizes(quick=True)["tiny"]
 
@@ -166,7 +166,7 @@ def test_an_interrupted_run_goes_on_where_it_was(stand_ins, tmp_path, capsys):
     bench_main.main(["--quick"])
     assert stand_ins.ran == ["second"] and "the first thing" in capsys.readouterr().out
     record = read_json(tmp_path / "build" / "bench-quick" / "bench.json")
-    assert record["rows"]["second"][0]["ratio"] == 1.75 and record["hardware"]["units"] == processor_units()
+    assert record["rows"]["second"][0]["ratio"] == 1.75 and record["hardware"] == environment()[1]
     bench_main.main(["--quick", "--only", "fir"])
     assert stand_ins.ran == ["second", "first"]
 
@@ -208,7 +208,7 @@ def test_only_a_whole_run_is_kept_and_the_pages_quote_it(stand_ins, tmp_path):
     kept = read_json(bench_main.KEPT)
     text = bench_part(tmp_path / "assets")
     assert "| the first thing | another | 1.75 (1.5 to 2) | 1.5 or more: reached |" in text
-    assert processor_units() in text and "What needs a GPU was not measured" in text
+    assert environment()[1]["units"] in text and "What needs a GPU was not measured" in text
     write_json(bench_main.KEPT, {"cuda": kept["cpu"]})
     bench_main.main(["--keep"])
     assert set(read_json(bench_main.KEPT)) == {"cuda", "cpu"}

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 CONFIG_IDS = {
-    "mini": "a3567e3c8c93",
+    "mini": "f6cfd03a739a",
     "gpt2": "c37f505be9a6",
     "bert-paraphrase-mini": "3a8d6fb21995",
     "bert-paraphrase-full": "b4f2cb2b8ae2",
@@ -18,7 +18,7 @@ CONFIG_IDS = {
     "bloom-chinese-instructions-mini": "9026cb3b5861",
     "bloom-chinese-instructions-full": "7f7ad5cf8807",
 }
-FINGERPRINT = "10a3f1eebcfa2acd"
+FINGERPRINT = "f1689d4925410fac"
 JUDGES = {"words": "words-04628095caa4", "characters": "characters-04628095caa4"}
 BOOTSTRAP = {"value": 0.33486886982544806, "low": 0.2172667855214124, "high": 0.515998663065508, "n": 11}
 METHODS = ["base", "ia3", "ia3_kv", "lora", "bitfit", "prefix", "bottleneck", "full"]

@@ -145,7 +145,7 @@ def test_a_cold_cache_then_a_warm_one_then_a_damaged_one(repos, tmp_path):
     with HubServer(repos) as server:
         cold = in_a_fresh_process(tmp_path, HF_ENDPOINT=server.endpoint)
         asked = "\n".join(server.requests)
-    expected = f"GOT 10a3f1eebcfa2acd {GPT2.model}"
+    expected = f"GOT f1689d4925410fac {GPT2.model}"
     assert expected in cold and "['good 0', 'good 1', 'good 2', 'good 3']" in cold
     assert f"Downloading the model {GPT2.model} at 607a30d7" in cold
     assert "pytorch_model.bin" not in asked and "test-00000" not in asked

@@ -11,11 +11,10 @@ import readme
 from readme import PAGES, PARTS, PICTURE, ROOT, digest, fill, picture_source
 from transformers import GPT2Config
 
-from bench.rows import processor_units
 from extensions.recipes import RECIPES
 from utils.config import PROFILES
 from utils.metrics import Estimate
-from utils.runs import RunRecord, write_json
+from utils.runs import RunRecord, environment, write_json
 from utils.sizes import predict_ia3_count
 
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
@@ -194,7 +193,7 @@ def test_seconds_become_minutes(assets: Path) -> None:
     write_json(times, {file: [30.0, 60.04] for file in readme.NOTEBOOKS})
     readme.keep_times(times, assets)
     text = PARTS["notebooks"](assets)
-    assert text.count("| 1.5 |") == 4 and f"CPU cores ({processor_units()})" in text
+    assert text.count("| 1.5 |") == 4 and f"CPU cores ({environment()[1]['units']})" in text
 
 
 def test_links_of_a_part_hold_from_any_page(assets: Path) -> None:

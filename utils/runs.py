@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from utils.metrics import Estimate
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "numpy", "scikit-learn")
+UNITS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "bf16", "sve_bf16")  # of x86, then of ARM
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # what a network share without locks answers
 
 
@@ -125,7 +126,10 @@ def load_runs(folder: Path | str, config_id: str | None = None) -> tuple[list[Ru
 
 
 def environment() -> tuple[dict[str, str], dict[str, str | int]]:
-    """Versions of the packages, and the hardware: what decides a result, no host names, no paths."""
+    """Versions of the packages, and the hardware: what decides a result, no host names, no paths.
+
+    `units`: the processor's units for vectors and matrices, which decide how fast it multiplies.
+    """
     import torch
 
     from utils.gpu import pick_device
@@ -136,9 +140,10 @@ def environment() -> tuple[dict[str, str], dict[str, str | int]]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    cuda = pick_device().type == "cuda"
-    name = torch.cuda.get_device_name() if cuda else torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-    hardware = {"device": "cuda" if cuda else "cpu", "name": name, "cores": os.cpu_count() or 1}
+    cuda, has = pick_device().type == "cuda", torch.cpu.get_capabilities()
+    name = torch.cuda.get_device_name() if cuda else has.get("cpu_name") or platform.machine()
+    units = ", ".join(unit for unit in UNITS if has.get(unit)) or "none that PyTorch names"
+    hardware = {"device": "cuda" if cuda else "cpu", "name": name, "cores": os.cpu_count() or 1, "units": units}
     return versions, hardware | {"threads": torch.get_num_threads(), "system": platform.system()}
 
 
