@@ -53,10 +53,14 @@ KEPT_BEGINNINGS = ("LAB_", "OMP_", "MKL_", "LC_", "LANG")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one answer may use: `seconds` of processor time (the same on a busy machine), `clock` seconds in all."""
+    """What one answer may use: `seconds` of processor time (the same on a busy machine), `clock` seconds in all.
+
+    `idle`: seconds by the clock in which it may compute nothing at all, as one that sleeps does.
+    """
 
     seconds: float = 60.0
     clock: float = 300.0
+    idle: float = 20.0
     memory: int = 2 << 30  # bytes beyond what the course itself needs
     processes: int = 32
     file: int = 32 << 20  # bytes a file, what is printed included
@@ -240,6 +244,7 @@ class TreeWatch:
         self.stopped: float | None = None  # when it was told to stop
         self.spared: set[int] = set()  # children of ours that are not the student's: the judge
         self.computed: dict[psutil.Process, float] = {}  # processor time of each, when it was last seen
+        self.busy, self.busy_at = 0.0, self.started  # processor time, the judge's included, and when it last grew
 
     def check(self) -> str | None:
         """The limit that is passed now, in words; None while all is well."""
@@ -251,8 +256,13 @@ class TreeWatch:
             return f"it took more than {self.limits.memory / 2**30:.1f} GB of memory"
         if self._memory([p for p in everything if p.pid in self.spared]) > max(self.limits.memory, LEAST_FOR_JUDGE):
             return "what it returns took too much memory"
-        if self._seconds(members) > self.limits.seconds:
+        if (seconds := self._seconds(members)) > self.limits.seconds:
             return f"it computed for more than {self.limits.seconds:g} seconds"
+        judging = sum(sum(_processor_times(process)) for process in everything if process.pid in self.spared)
+        if seconds + judging > self.busy + 0.01:
+            self.busy, self.busy_at = seconds + judging, time.monotonic()
+        elif time.monotonic() - self.busy_at > self.limits.idle:
+            return f"it computed nothing for {self.limits.idle:g} seconds: it sleeps, or waits for something"
         if time.monotonic() - self.started > self.limits.clock:
             return f"it did not end within {self.limits.clock:g} seconds"
         return None
@@ -275,12 +285,9 @@ class TreeWatch:
         """
         living = 0.0
         for process in members:
-            try:
-                times = process.cpu_times()
-            except psutil.Error:
-                continue
-            self.computed[process] = times.user + times.system
-            living += self.computed[process] + times.children_user + times.children_system
+            own, ended = _processor_times(process)
+            self.computed[process] = max(own, self.computed.get(process, 0.0))
+            living += own + ended
         return max(living, sum(self.computed.values()))
 
     def stop(self) -> None:
@@ -330,6 +337,15 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.Error:
         return []
+
+
+def _processor_times(process: psutil.Process) -> tuple[float, float]:
+    """Seconds of a process and of its children that have ended; (0, 0) where it has ended itself."""
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0, 0.0
+    return times.user + times.system, times.children_user + times.children_system
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,18 @@ def test_answers_that_call_the_library_are_named(root):
         graded.answers[PLAIN]["twice"] = line
     found = [line for line in summary(course, class_, []) if "packages" in line]
     assert found == ["answers that import from the course's packages: Ann: twice"]
+
+
+@forks
+def test_an_answer_that_only_sleeps_is_stopped_long_before_its_clock_ends(root):
+    course = Course.load(root)
+    question = course.plans[0].questions[0]
+    with Runner(course, replace(HOSTILE_LIMITS, idle=3.0), []) as runner:
+        slept = runner.judge(question, {"twice": f"import time\ntime.sleep(500)\n{TWICE}"})
+        worked = runner.judge(
+            question, {"twice": f"import time\nfor _ in range(3):\n    time.sleep(1.5)\n    sum(range(10**6))\n{TWICE}"}
+        )
+    assert not slept["passed"] and "it computed nothing for 3 seconds" in slept["stopped"] and worked["passed"]
 
 
 @forks
