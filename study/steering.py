@@ -36,14 +36,14 @@ from utils.generation import evaluation_mode, generate
 from utils.runs import read_json, write_json
 
 PRICE = 1.10  # perplexity of real validation reviews at strength 2, times the base's
-SCALES = (0.25, 64.0)  # of strength 2, in mean differences: where it is sought
-HALVINGS = 7
+SCALES = (1.0, 64.0)  # of strength 2, in mean differences: where it is sought
+HALVINGS = 6
 VALIDATION_SEED = 100
 VALIDATION_PROMPTS = (
     "This is", "We watched", "The cast", "A friend of mine", "The ending", "In this film", "The first half", "Before I",
     "The dialogue", "There is", "The scene in which", "The camera", "At the cinema", "My wife", "The book", "It was",
 )  # fmt: skip
-CONTROL = (-2, -1, 1, 2)  # strengths of the shuffled contrast
+CONTROL = (-2, 2)  # strengths of the shuffled contrast
 
 
 def mean_differences(model: GPT2LMHeadModel, blocks: Mapping[str, Dataset], batch_size: int = 32) -> Tensor:

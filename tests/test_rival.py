@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +15,22 @@ from conftest import logits, make_tiny_model, moved
 from extensions import embedding_judge
 from study import dial, records, steering
 from study.dial import dial_header
-from study.steering import CONTROL, SCALES, choose, load_rivals, mean_differences, points, run_steering, steered
+from study.records import SEEDS
+from study.steering import (
+    CONTROL,
+    PRICE,
+    VALIDATION_PROMPTS,
+    VALIDATION_SEED,
+    choose,
+    load_rivals,
+    mean_differences,
+    points,
+    run_steering,
+    steered,
+)
 from study.tables import at_price, rival_rows
 from utils.adapters import attach, scaling_vectors
+from utils.data import PROMPTS
 from utils.metrics import Estimate
 
 STEERED = [a for a in dial.STRENGTHS["contrast"] if a]
@@ -32,7 +45,7 @@ def test_the_vector_is_the_difference_of_the_mean_hidden_states(blocks):
         for part in parts.values():
             states = []
             hook = model.transformer.h[layer].register_forward_hook(lambda _m, _i, out, to=states: to.append(out))
-            model(torch.as_tensor(part["input_ids"][:]))
+            model(torch.as_tensor(part[:]["input_ids"]))
             hook.remove()
             means.append(states[0].flatten(0, 1).mean(0))
         assert torch.allclose(row, means[0] - means[1], atol=1e-5)
@@ -42,27 +55,47 @@ def test_steering_moves_one_layers_output_and_leaves_nothing_behind(tiny_model):
     before, move = logits(tiny_model), torch.randn(32)
     with steered(tiny_model, 0, 0.0 * move):
         assert torch.equal(logits(tiny_model), before)
-    ids = torch.tensor([[5, 9, 40]])
-    plain = tiny_model.transformer(ids, output_hidden_states=True).hidden_states
+    read = []  # by the next layer
+    tiny_model.transformer.h[1].register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
+    logits(tiny_model)
     with pytest.raises(RuntimeError, match="stop"), steered(tiny_model, 0, move):
-        turned = tiny_model.transformer(ids, output_hidden_states=True).hidden_states
         assert not torch.equal(logits(tiny_model), before)
         raise RuntimeError("stop")
-    assert torch.equal(turned[0], plain[0]) and torch.allclose(turned[1], plain[1] + move)
+    assert torch.allclose(read[1], read[0] + move, atol=1e-6)
     assert torch.equal(logits(tiny_model), before)
 
 
-def test_the_choice_reads_validation_alone(bench):
-    bench.base = make_tiny_model(layers=3)
+def test_the_choice_reads_validation_alone(bench, monkeypatch):
+    assert not set(VALIDATION_PROMPTS) & set(PROMPTS) and VALIDATION_SEED not in SEEDS
     bench.reviews = {"validation": bench.reviews["validation"]}  # any other part is a KeyError
-    before = logits(bench.base)
-    found = choose(bench, torch.stack([torch.ones(32), 0.001 * torch.ones(32)]))
-    assert {row["layer"] for row in found} == {0, 1}
-    assert found[0]["reach"] >= found[1]["reach"]
-    assert all(SCALES[0] <= row["scale"] <= SCALES[1] for row in found)
-    scales = {row["layer"]: row["scale"] for row in found}
-    assert scales[0] < scales[1]  # a long vector is dear
-    assert torch.equal(logits(bench.base), before)
+    layer, move, read = 0, torch.zeros(32), []
+
+    @contextmanager
+    def turned(_model, at, by):
+        nonlocal layer, move
+        layer, move = at, by
+        yield
+
+    def loss(*_args):  # a known price: quadratic in the length of the move
+        return Estimate(4 + 0.01 * float(move @ move), 0, 0, 1)
+
+    def share(*_args):  # the second layer reaches further
+        return Estimate(0.5 + 0.1 * (layer + 1) * (1 if move[0] > 0 else -1), 0, 1, 1)
+
+    def written(_model, _tokenizer, prompts, *, seed, **_options):
+        read.append((prompts, seed))
+
+    for name, fake in {"steered": turned, "held_out_loss": loss, "positivity": share, "generate": written}.items():
+        monkeypatch.setattr(steering, name, fake)
+    differences = torch.zeros(2, 32)
+    differences[0, 0], differences[1, 0] = 1.0, 0.1
+    move = torch.zeros(32)
+    best, other = choose(bench, differences)
+    assert (best["layer"], other["layer"]) == (1, 0)
+    assert (best["reach"], other["reach"]) == pytest.approx((0.4, 0.2))
+    longest = math.sqrt(math.log(PRICE) / 0.01)  # whose price is `PRICE`
+    assert 0.93 * longest < other["scale"] <= longest and 0.93 * longest < 0.1 * best["scale"] <= longest
+    assert read == [(VALIDATION_PROMPTS, VALIDATION_SEED)] * 4
 
 
 @pytest.fixture
@@ -80,7 +113,7 @@ def rivals(bench, tmp_path, monkeypatch):
 
 def test_the_control_is_the_contrast_with_its_factors_shuffled(rivals):
     bench, model, positive = rivals
-    choice = {"layers": [{"layer": 0}], "unit": [0.1] * 32}
+    choice = {"layers": [{"layer": 0}], "unit": [0.1 * n for n in range(32)]}
     seen = []
     for curve, strength, turned in points(bench, 0, choice):
         seen.append((curve, strength))
@@ -144,14 +177,14 @@ def row(curve: str, seed: int, strength: float, price: float, share: float) -> d
 def test_rivals_are_compared_at_one_price():
     rows = []
     for seed in range(3):
-        rows += [row("contrast", seed, 0, 1.0, 0.5), row("contrast", seed, 2, 1.2, 0.9 + 0.01 * seed)]
+        rows += [row("contrast", seed, 0, 1.0, 0.5), row("contrast", seed, 2, 1.2, 0.9 + 0.02 * seed)]
         rows += [row("steering", seed, 1, 1.1, 0.6), row("steering", seed, 2, 1.3, 0.8)]
-    assert at_price(rows, "contrast", "positivity", 1.1, 1) == pytest.approx({0: 0.7, 1: 0.705, 2: 0.71})
+    assert at_price(rows, "contrast", "positivity", 1.1, 1) == pytest.approx({0: 0.7, 1: 0.71, 2: 0.72})
     assert at_price(rows, "steering", "positivity", 1.2, 1) == pytest.approx(dict.fromkeys(range(3), 0.7))
     assert at_price(rows, "contrast", "positivity", 1.3, 1) == {} == at_price(rows, "contrast", "positivity", 1.1, -1)
     assert at_price(rows, "contrast", "perplexity", 1.1, 1) == pytest.approx(dict.fromkeys(range(3), 1.1))
     words, own = rival_rows(rows, [1.1])
     assert (words["towards"], words["price"], words["score"]) == ("praise", "x 1.10", "positive: words")
-    assert words["contrast"].startswith("0.70 [") and words["steering"] == "0.60 [0.60, 0.60]"
-    assert words["contrast - steering"].startswith("0.10 [") and words["contrast - steering"].endswith("(above 0)")
+    assert words["contrast"].startswith("0.71 [") and words["steering"] == "0.60 [0.60, 0.60]"
+    assert words["contrast - steering"].startswith("0.11 [") and words["contrast - steering"].endswith("(above 0)")
     assert own["contrast - steering"].startswith("0.00 [") or own["contrast - steering"].startswith("-0.00 [")
