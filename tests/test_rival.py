@@ -89,7 +89,6 @@ def test_the_choice_reads_validation_alone(bench, monkeypatch):
         monkeypatch.setattr(steering, name, fake)
     differences = torch.zeros(2, 32)
     differences[0, 0], differences[1, 0] = 1.0, 0.1
-    move = torch.zeros(32)
     best, other = choose(bench, differences)
     assert (best["layer"], other["layer"]) == (1, 0)
     assert (best["reach"], other["reach"]) == pytest.approx((0.4, 0.2))
