@@ -106,8 +106,9 @@ def main() -> None:
     quiet()
     bench = Bench(load_profile())
     judge_record(bench, "dial", partial(dial_points, bench))
-    if choice := chosen(runs_folder(bench) / "steering.json"):
-        judge_record(bench, "steering", partial(points, bench, choice=choice))
+    path = runs_folder(bench) / "steering.json"
+    if rows_of(path, dial_header(bench.profile, bench.fingerprint)):
+        judge_record(bench, "steering", partial(points, bench, choice=chosen(path)))
 
 
 if __name__ == "__main__":
