@@ -232,7 +232,7 @@ def rival_figure(rows: Sequence[Mapping[str, object]]) -> list[Axes]:
         ax.set(xlabel=f"perplexity of {what}\n(x base model)", ylim=(-0.03, 1.03))
     panels[0].set_ylabel("texts judged positive")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    panels[0].legend(loc="center right", fontsize=10)
+    panels[1].legend(loc="center right", fontsize=10)
     return list(panels)
 
 
