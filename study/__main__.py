@@ -26,7 +26,7 @@ from study.dial import run_dial, run_ladder
 from study.puzzle import run_puzzle
 from study.records import SEEDS, SWEEP_SEED, Jobs, make_all, rows_of, runs_folder, sweep_method
 from utils.adapters import METHODS, load_base
-from utils.config import ASSETS, PROFILES, describe, load_profile
+from utils.config import ASSETS, PROFILES, load_profile
 from utils.gpu import pick_device
 from utils.judges import judge_names
 from utils.runs import environment, write_json
@@ -136,7 +136,7 @@ def main() -> None:
     if options.gpu_cost:
         return run_gpu_cost()
     profile = load_profile()
-    print(describe(profile), flush=True)
+    print(profile, flush=True)
     bench = Bench(profile)
     ship_judges(bench)
     part, parts = (int(number) for number in options.share.split("/"))

@@ -188,14 +188,15 @@ def loss_curve(
     baseline: float | None = None,
     ax: Axes | None = None,
     *,
+    band: tuple[float, float] | None = None,
     rows: str = "reviews",
     label: str = "token",
     baseline_name: str = "base model",
 ) -> Axes:
     """Held-out loss (nats per `label`) against the step; without `ax` also the training batches' loss, beside it.
 
-    `baseline` is a held-out loss to compare with, the base model's unless `baseline_name` says another. The two losses
-    are of different `rows`, so they stand beside each other, on one scale.
+    `baseline` is a held-out loss to compare with, the base model's unless `baseline_name` says another; `band` holds the
+    ends of its 95 % interval. The two losses are of different `rows`, so they stand beside each other, on one scale.
     """
     train, held_out = ([(r["step"], r[k]) for r in history if k in r] for k in ("train_loss", "eval_loss"))
     if ax is None and train:
@@ -213,6 +214,10 @@ def loss_curve(
         ax.axhline(baseline, color=BLACK, linestyle="--", linewidth=1.2)
         ax.annotate(f"{baseline_name}: {baseline:.3f}", (held_out[-1][0], baseline), (0, 4), textcoords="offset points",
                     ha="right")  # fmt: skip
+    if band is not None:
+        ax.axhspan(*band, color=GREY, alpha=0.18, linewidth=0)
+        ax.annotate(f"grey: 95 % interval of the {baseline_name}", (0.02, band[1]), (0, -4), va="top",
+                    xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
     ax.set(title=f"held-out {rows}", xlabel="optimiser step", ylabel=f"loss (nats/{label})")
     ax.margins(y=0.2)
     return ax
