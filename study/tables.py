@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from study.comparison import paired_difference, study_runs, summarise, sweep_losses
+from study.comparison import paired_difference, summarise
 from utils.adapters import METHODS
-from utils.config import Profile
 from utils.metrics import METRICS, Estimate
 from utils.runs import RunRecord
 
@@ -49,11 +48,3 @@ def side(gap: Estimate) -> str:
     if gap.n < 3:
         return "(too few seeds)"
     return "(below 0)" if gap.high < 0 else "(above 0)" if gap.low > 0 else "(0 inside)"
-
-
-def rate_losses(profile: Profile) -> tuple[dict[str, dict[float, float]], float, str]:
-    """The sweep over learning rates: (validation loss by method and rate, the base's loss, the profile it is of)."""
-    sweep, name, _ = study_runs(profile, "sweep")
-    losses = sweep_losses(sweep)
-    start = next(record.metrics["start_loss"] for record in sweep if record.method == "full")
-    return {method: losses[method] for method in METHODS if method in losses}, start, name

@@ -20,7 +20,6 @@ from utils.plots import (
     block_drawing,
     dial_figure,
     loss_curve,
-    parameter_bar,
     show,
     unit_map,
     vector_heatmap,
@@ -88,13 +87,6 @@ def test_dial_needs_the_base_model_and_neither_seed_nor_curve():
     top = dial_figure(rows[::-1])  # any order
     assert list(top.get_lines()[0].get_xdata()) == [-1, 0, 1, 2]
     assert len(top.collections) == 1
-
-
-def test_bars_count_what_they_are_given():
-    ax = parameter_bar({"attention": 750, "feed-forward": 250}, {"(IA)³": 1})
-    assert [round(bar.get_width() * 1e6) for bar in ax.patches] == [750, 250, 1]
-    texts = [text.get_text().split() for text in ax.texts]
-    assert texts == [["750", "(75.0", "%)"], ["250", "(25.0", "%)"], ["1", "(0.1", "%)"]]
 
 
 def test_loss_curve_keeps_steps_and_marks_the_best():

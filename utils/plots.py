@@ -164,25 +164,6 @@ def _arrows(ax: Axes, y: float, spans: Sequence[tuple[float, float]]) -> None:
         )
 
 
-def parameter_bar(
-    groups: Mapping[str, int], highlight: Mapping[str, int] | None = None, ax: Axes | None = None
-) -> Axes:
-    """Where the parameters sit: a bar a group with count and share of `groups`; `highlight` adds more bars."""
-    total, highlight = sum(groups.values()), highlight or {}
-    bars = {**groups, **highlight}
-    ax = new_axes(ax, figsize=(8, 0.9 + 0.42 * len(bars)))
-    ax.barh(list(bars), [count / 1e6 for count in bars.values()], color=BLUE)
-    for row, (name, count) in enumerate(bars.items()):
-        share = 100 * count / total
-        text = f"  {count:,}  ({share:.{1 if share >= 0.1 else 3}f} %)"
-        mark = {"color": RED} if name in highlight else {}
-        ax.text(count / 1e6, row, text, va="center", **mark)
-    ax.set(xlabel="parameters (millions)", xlim=(0, 1.45 * max(bars.values()) / 1e6))
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    return ax
-
-
 def loss_curve(
     history: Sequence[Mapping[str, float]],
     baseline: float | None = None,
@@ -195,8 +176,8 @@ def loss_curve(
 ) -> Axes:
     """Held-out loss (nats per `label`) against the step; without `ax` also the training batches' loss, beside it.
 
-    `baseline` is a held-out loss to compare with, the base model's unless `baseline_name` says another; `band` holds the
-    ends of its 95 % interval. The two losses are of different `rows`, so they stand beside each other, on one scale.
+    `baseline` is a held-out loss to compare with, the base model's unless `baseline_name` says another, and `band` its
+    95 % interval. The two losses are of different `rows`, so they stand beside each other, on one scale.
     """
     train, held_out = ([(r["step"], r[k]) for r in history if k in r] for k in ("train_loss", "eval_loss"))
     if ax is None and train:
