@@ -95,7 +95,7 @@ def test_loss_curve_keeps_steps_and_marks_the_best():
         {"step": 5, "train_loss": 4.9},
         {"step": 10, "train_loss": 4.8, "eval_loss": 4.7},
     ]
-    ax = loss_curve(history, baseline=5.0)
+    ax = loss_curve(history, baseline=5.0, band=(4.9, 5.2))
     batches, held_out = ax.figure.axes
     assert held_out is ax and [a.get_title(loc="left") for a in (batches, ax)] == [
         "training batches",
@@ -103,7 +103,8 @@ def test_loss_curve_keeps_steps_and_marks_the_best():
     ]
     assert list(ax.get_lines()[0].get_xdata()) == [0, 10]
     assert list(batches.get_lines()[0].get_ydata()) == [4.9, 4.8]
-    assert "best: 4.700 at step 10" in [text.get_text() for text in ax.texts]
+    texts = [text.get_text() for text in ax.texts]
+    assert "best: 4.700 at step 10" in texts and "grey: 95 % interval of the base model" in texts
     assert labelled(ax)
     assert "nats" in ax.get_ylabel()
 
