@@ -26,6 +26,9 @@ HERE = Path(__file__).resolve().parent
 # Students must not have it, so that equal numbers are no sign of copying. The bands are the grader's alone.
 KEPT_BACK = ("assets/adapters/*/positive-seed0/*", "assets/grading-bands.json")
 OWN = {"student-README.md": "README.md", "submit.py": "submit.py"}  # files of this package that students get
+# The first line of a notebook, in the solved edition and in the students'.
+SOLVED = "*Solved edition: every exercise has its answer. `make student` writes the students' edition.*"
+STUDENTS = "*Students' edition: you write the answers. Your instructor has the solved edition.*"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 ZIP_DATE = (1981, 1, 1, 0, 0, 0)  # the same bytes whenever it is made; after 1980, where zips begin, in any time zone
 DISTINCT = 12  # characters; a shorter line says nothing about where it comes from
@@ -54,6 +57,7 @@ def student_notebook(solved: Mapping) -> dict:
     notebook = copy.deepcopy(solved)
     notebook["metadata"] = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for cell in notebook["cells"]:
+        cell["source"] = cell["source"].replace(SOLVED, STUDENTS)
         if cells.is_solution(cell):
             cell["source"] = cells.stubbed(cell)
         elif cells.is_test(cell):
@@ -61,6 +65,7 @@ def student_notebook(solved: Mapping) -> dict:
         kept = {key: cell["metadata"][key] for key in ("nbgrader", "tags") if key in cell["metadata"]}
         if cells.is_test(cell):  # Jupyter runs the cells after a failing one only where the tag allows it to fail
             kept |= {"editable": False, "deletable": False, "tags": [*kept.get("tags", []), "raises-exception"]}
+            kept["jupyter"] = {"source_hidden": True}  # folded in JupyterLab; what it prints is seen
         cell["metadata"] = kept
         if cells.is_solution(cell):
             cell.pop("attachments", None)

@@ -33,7 +33,7 @@ from extensions.runs import METHOD_NAMES, reference_runs  # noqa: E402
 from study.claims import load_claims, tally  # noqa: E402
 from study.comparison import summarise, usable_runs  # noqa: E402
 from utils.adapters import METHODS  # noqa: E402
-from utils.config import ASSETS, PROFILES, describe  # noqa: E402
+from utils.config import ASSETS, PROFILES  # noqa: E402
 from utils.plots import dial_figure  # noqa: E402
 from utils.runs import RunRecord, environment, read_json, write_json  # noqa: E402
 
@@ -163,7 +163,7 @@ def runs_part(assets: Path) -> str:
     """For each profile: what was measured, on what, a line a method."""
     texts = []
     for name, path in (("mini", "Laptop path"), ("gpt2", "GPU path")):
-        heading, records = f"**{path}**, {describe(PROFILES[name])}:", reference_records(assets, name)
+        heading, records = f"**{path}**, {PROFILES[name]}:", reference_records(assets, name)
         if not records:
             texts.append(f"{heading} not measured.\n")
             continue

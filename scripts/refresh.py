@@ -36,7 +36,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     """Remove from `notebook` (in place) what changes from run to run or from editor to editor, and return it.
 
     Outputs, counts, ids, tags and nbgrader's metadata stay. Widgets go, with their state: they are dead in a stored
-    notebook, and their model ids are random. A cell of an exercise gets its grade_id as its id, which no editor shows.
+    notebook, and their model ids are random. A cell of an exercise gets its grade_id as its id, which no editor shows;
+    answers and tests are folded.
     """
     notebook.metadata.pop("widgets", None)
     notebook.metadata["kernelspec"] = NotebookNode(KERNEL)
@@ -45,7 +46,10 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         for key in CELL_NOISE:
             cell.metadata.pop(key, None)
-        cell.id = cell.metadata.get("nbgrader", {}).get("grade_id", cell.id)
+        data = cell.metadata.get("nbgrader", {})
+        cell.id = data.get("grade_id", cell.id)
+        if data.get("solution") or data.get("grade"):  # an answer or a test: JupyterLab shows it folded
+            cell.metadata["jupyter"] = {"source_hidden": True}
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     return notebook

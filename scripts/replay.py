@@ -228,7 +228,7 @@ def write_index(output: Path) -> None:
     times, items = past_times(output / "times.json"), []
     for name in NOTEBOOKS:
         page = (output / name).with_suffix(".html")
-        title, goal = read_notebook(ROOT / name).cells[0].source.split("\n\n")[:2]
+        _edition, title, goal = read_notebook(ROOT / name).cells[0].source.split("\n\n")[:3]
         title, goal = html.escape(title.lstrip("# ")), goal.replace("\n", " ").removesuffix("You will be able to")
         if not page.exists():
             link, state = title, "not run yet"

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.adapters import attach, load_base, load_trainable_state
-from utils.config import artifacts_dir, describe
+from utils.config import artifacts_dir
 from utils.data import load_reviews, review_blocks
 from utils.gpu import pick_device
 from utils.saving import save_adapter
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     profile = setup_notebook()
     name = f"{options.task}-{options.method}-seed{options.seed}"
     folder = (options.folder or artifacts_dir(profile) / "train" / name).expanduser().resolve()
-    processes.print(describe(profile), f"| processes {processes.num_processes}", flush=True)
+    processes.print(profile, f"| processes {processes.num_processes}", flush=True)
     model, tokenizer = load_base(profile)
     model = attach(model, options.method, options.seed)
     with processes.main_process_first():  # which prepares them for all

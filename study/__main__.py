@@ -27,7 +27,7 @@ from study.puzzle import run_puzzle
 from study.records import SEEDS, SWEEP_SEED, Jobs, make_all, rows_of, runs_folder, sweep_method
 from study.steering import run_steering
 from utils.adapters import METHODS, load_base
-from utils.config import ASSETS, PROFILES, describe, load_profile
+from utils.config import ASSETS, PROFILES, load_profile
 from utils.gpu import pick_device
 from utils.judges import judge_names
 from utils.runs import environment, write_json
@@ -138,7 +138,7 @@ def main() -> None:
     if options.gpu_cost:
         return run_gpu_cost()
     profile = load_profile()
-    print(describe(profile), flush=True)
+    print(profile, flush=True)
     bench = Bench(profile)
     ship_judges(bench)
     part, parts = (int(number) for number in options.share.split("/"))

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from study.comparison import paired_difference, study_runs, summarise, sweep_losses
+from study.comparison import paired_difference, summarise
 from utils.adapters import METHODS
-from utils.config import Profile
 from utils.metrics import METRICS, Estimate, mean_interval
 from utils.runs import RunRecord
 
@@ -57,13 +56,6 @@ def side(gap: Estimate) -> str:
         return "(too few seeds)"
     return "(below 0)" if gap.high < 0 else "(above 0)" if gap.low > 0 else "(0 inside)"
 
-
-def rate_losses(profile: Profile) -> tuple[dict[str, dict[float, float]], float, str]:
-    """The sweep over learning rates: (validation loss by method and rate, the base's loss, the profile it is of)."""
-    sweep, name, _ = study_runs(profile, "sweep")
-    losses = sweep_losses(sweep)
-    start = next(record.metrics["start_loss"] for record in sweep if record.method == "full")
-    return {method: losses[method] for method in METHODS if method in losses}, start, name
 
 
 def at_price(rows: Sequence[Mapping], curve: str, score: str, price: float, sign: int) -> dict[int, float]:

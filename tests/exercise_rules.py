@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from nbformat import NotebookNode
 from notebook_rules import is_compared, is_exercise, tags
 
+from grading.release import SOLVED
+
 KEYS = {"schema_version", "grade_id", "grade", "solution", "locked", "task"}
 ROLES = {  # (cell type, solution, grade, locked) -> what the cell is
     ("markdown", False, False, True): "card",
@@ -100,6 +102,21 @@ def exercises_compared(notebook: NotebookNode) -> list[str]:
     return problems
 
 
+def folded_sources(notebook: NotebookNode) -> list[str]:
+    """In JupyterLab answers and tests are folded, and no other cell is: the next answer is not read by accident."""
+    problems = []
+    for cell in notebook.cells:
+        folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        if folded != (role(cell) in ("solution", "written", "test")):
+            problems.append(f"{cell.id}: is {'folded' if folded else 'not folded'}: run `make refresh`")
+    return problems
+
+
+def names_its_edition(notebook: NotebookNode) -> list[str]:
+    """The first line says which edition this is; `grading.release` changes it in the students' edition."""
+    return [] if notebook.cells[0].source.splitlines()[:1] == [SOLVED] else [f"the first line is not {SOLVED!r}"]
+
+
 def lesson_stands_alone(notebook: NotebookNode) -> list[str]:
     """No cell of the lesson uses a name that only an exercise has set, and no exercise sets a name of the lesson."""
     sources = [(is_exercise(cell), cell.source) for cell in notebook.cells if cell.cell_type == "code"]
@@ -141,5 +158,6 @@ def _tables(source: str) -> Iterator[symtable.SymbolTable]:
 
 
 RULES = (
-    nbgrader_metadata, whole_exercises, helpful_cards, marked_regions, exercises_compared, lesson_stands_alone,
+    nbgrader_metadata, whole_exercises, helpful_cards, marked_regions, exercises_compared, folded_sources,
+    names_its_edition, lesson_stands_alone,
 )  # fmt: skip

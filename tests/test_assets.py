@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from datasets import Dataset
 from safetensors import safe_open
 
 from study.ablations import ABLATIONS
 from study.comparison import chosen_rates, study_runs, sweep_losses, usable_runs
 from study.dial import load_reference_dial
-from utils.adapters import METHODS, base_fingerprint
+from utils.adapters import METHODS, base_fingerprint, scaling_vectors, set_scaling_vectors
 from utils.config import ASSETS, PROFILES
+from utils.data import review_blocks
+from utils.evaluation import dial, held_out_loss
 from utils.runs import load_runs
 from utils.saving import load_adapter, read_probe
 from utils.sizes import count_parameters
@@ -66,7 +70,24 @@ def test_records_are_of_the_shipped_base_three_seeds_a_method_its_sweeps_rate_an
     assert (name, excluded) == ("mini", []) and chosen_rates(sweep) == PROFILE.learning_rates
     for losses in sweep_losses(sweep).values():
         assert min(losses, key=losses.get) not in (min(losses), max(losses))  # a worse rate on either side
+    start = next(record.metrics["start_loss"] for record in sweep if record.method == "full")
+    assert all(min(losses.values()) < start for losses in sweep_losses(sweep).values())  # at its rate each one gains
     records, name, excluded = study_runs(PROFILE, "ablations")
     found = {(r.config["study"], r.method, r.config["variant"], r.task) for r in records if r.seed == 0}
     assert (name, excluded) == ("mini", [])
     assert found == {(a.study, a.method, a.variant, a.task) for a in ABLATIONS}
+
+
+@pytest.mark.slow
+def test_the_same_factors_on_other_units_are_worse_than_no_adapter_as_02_says(embedded, real_reviews):
+    base, tokenizer = embedded()
+    model = load_adapter(base, ASSETS / "adapters" / "mini" / "positive-seed0")
+    reviews = Dataset.from_list(real_reviews["validation"])
+    blocks = review_blocks(reviews, "positive", tokenizer, PROFILE.block_length, limit=PROFILE.eval_blocks)
+    trained, generator = scaling_vectors(model), torch.Generator().manual_seed(PROFILE.seed)
+    shuffled = {place: l[torch.randperm(len(l), generator=generator)] for place, l in trained.items()}
+    losses = []
+    for vectors in (trained, dial(trained, 0), shuffled):
+        set_scaling_vectors(model, vectors)
+        losses.append(held_out_loss(model, blocks).value)
+    assert losses == sorted(losses)

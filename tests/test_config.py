@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from utils import config
-from utils.config import PROFILES, ROOT, ConfigError, describe, load_profile
+from utils.config import PROFILES, ROOT, ConfigError, load_profile
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_a_folder_for_gpt2_uses_no_network_and_leaves_mini_alone(monkeypatch, tm
     profile = load_profile("gpt2")
     assert profile.local_model == (tmp_path / "my-gpt2").resolve()
     assert (profile.model_revision, profile.reviews, profile.reviews_revision) == (None, "package", None)
-    assert profile.model_name == "my-gpt2" and str(tmp_path) not in json.dumps(profile.settings()) + describe(profile)
+    assert profile.model_name == "my-gpt2" and str(tmp_path) not in json.dumps(profile.settings()) + str(profile)
     assert load_profile("mini") == PROFILES["mini"]
     monkeypatch.setenv("LAB_GPT2_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="nowhere.*model.safetensors"):
@@ -121,11 +121,11 @@ def test_config_id_is_of_what_decides_a_training_result(tmp_path):
     assert here.config_id() == there.config_id()
 
 
-def test_describe_is_one_line_with_all_that_was_chosen():
-    line = describe(PROFILES["gpt2"])
+def test_a_profile_prints_as_one_line_with_all_that_was_chosen():
+    line = str(PROFILES["gpt2"])
     for part in ("gpt2", "openai-community/gpt2", "607a30d7", "stanfordnlp/imdb", "400 steps", "2,048 tokens"):
         assert part in line
-    assert "\n" not in line and "package" in describe(PROFILES["mini"])
+    assert "\n" not in line and "package" in str(PROFILES["mini"])
 
 
 def test_artifacts_go_where_they_are_sent(monkeypatch, tmp_path):

@@ -91,6 +91,11 @@ def test_no_module_imports_itself_in_a_circle():
     TopologicalSorter(packages).prepare()  # CycleError names the circle
 
 
+def test_the_four_notebooks_import_few_names_of_ours():
+    names = {name for path in ROOT.glob("*.ipynb") for name in imports(cells(path))}
+    assert len(names) <= 50, sorted(names)
+
+
 def test_the_core_is_small_and_knows_no_lab():
     core = [path for module, path in MODULES.items() if module.startswith("utils")]
     assert len(core) <= 16  # 15 modules and the reading guide

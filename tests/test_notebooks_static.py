@@ -12,6 +12,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from replay import EXTENSIONS, NOTEBOOKS, ROOT
 
+from grading.release import SOLVED
+
 ALL_RULES = (*rules.RULES, *ex.RULES)
 HERE = [name for name in NOTEBOOKS if (ROOT / name).is_file()]
 
@@ -36,7 +38,7 @@ def test_optional_lab_keeps_the_rule(name: str, rule: rules.Rule) -> None:
 @pytest.fixture
 def good() -> NotebookNode:
     """A lesson of 45 cells that keeps every rule, with two exercises; one cell shows a figure, one an ignored time."""
-    cells = [new_markdown_cell("# Title\n\n```\n#### a comment\n```")]
+    cells = [new_markdown_cell(f"{SOLVED}\n\n# Title\n\n```\n#### a comment\n```")]
     for number in range(1, 21):
         printed = new_output("stream", name="stdout", text=f"{number} layers, ratio 1/2, see /{number}\n")
         code = new_code_cell(f"print({number})", execution_count=number, outputs=[printed])
@@ -77,9 +79,10 @@ def exercises(count: int) -> list[NotebookNode]:
 
 
 def grading(grade_id: str, **fields: object) -> dict[str, dict]:
-    """nbgrader's metadata of a cell; locked and without a grade unless said otherwise."""
+    """nbgrader's metadata of a cell; locked and without a grade unless said otherwise. Answers and tests are folded."""
     data = {"grade": False, "solution": False, "locked": True, "task": False, "schema_version": 3}
-    return {"nbgrader": data | {"grade_id": grade_id} | fields}
+    folded = {"jupyter": {"source_hidden": True}} if fields.get("grade") or fields.get("solution") else {}
+    return {"nbgrader": data | {"grade_id": grade_id} | fields} | folded
 
 
 def test_good_notebook_keeps_every_rule(good: NotebookNode) -> None:
@@ -194,6 +197,9 @@ BREAKS = {
         ex.exercises_compared,
         lambda n: part(n, "double").update(outputs=part(n, "test").outputs),
     ),
+    "test in full view": (ex.folded_sources, lambda n: part(n, "test").metadata.pop("jupyter")),
+    "folded lesson": (ex.folded_sources, lambda n: n.cells[2].metadata.update(jupyter={"source_hidden": True})),
+    "no edition": (ex.names_its_edition, lambda n: n.cells[0].update(source=f"# Title\n\n{SOLVED}")),
     "lesson calls an answer": (
         ex.lesson_stands_alone,
         lambda n: n.cells.append(new_code_cell("def later():\n    return double(2)")),

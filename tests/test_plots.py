@@ -28,7 +28,6 @@ from utils.plots import (
     block_drawing,
     dial_figure,
     loss_curve,
-    parameter_bar,
     show,
     unit_map,
     vector_heatmap,
@@ -98,20 +97,13 @@ def test_dial_needs_the_base_model_and_neither_seed_nor_curve():
     assert len(top.collections) == 1
 
 
-def test_bars_count_what_they_are_given():
-    ax = parameter_bar({"attention": 750, "feed-forward": 250}, {"(IA)³": 1})
-    assert [round(bar.get_width() * 1e6) for bar in ax.patches] == [750, 250, 1]
-    texts = [text.get_text().split() for text in ax.texts]
-    assert texts == [["750", "(75.0", "%)"], ["250", "(25.0", "%)"], ["1", "(0.1", "%)"]]
-
-
 def test_loss_curve_keeps_steps_and_marks_the_best():
     history = [
         {"step": 0, "eval_loss": 5.0},
         {"step": 5, "train_loss": 4.9},
         {"step": 10, "train_loss": 4.8, "eval_loss": 4.7},
     ]
-    ax = loss_curve(history, baseline=5.0)
+    ax = loss_curve(history, baseline=5.0, band=(4.9, 5.2))
     batches, held_out = ax.figure.axes
     assert held_out is ax and [a.get_title(loc="left") for a in (batches, ax)] == [
         "training batches",
@@ -119,7 +111,8 @@ def test_loss_curve_keeps_steps_and_marks_the_best():
     ]
     assert list(ax.get_lines()[0].get_xdata()) == [0, 10]
     assert list(batches.get_lines()[0].get_ydata()) == [4.9, 4.8]
-    assert "best: 4.700 at step 10" in [text.get_text() for text in ax.texts]
+    texts = [text.get_text() for text in ax.texts]
+    assert "best: 4.700 at step 10" in texts and "grey: 95 % interval of the base model" in texts
     assert labelled(ax)
     assert "nats" in ax.get_ylabel()
 

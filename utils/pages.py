@@ -8,7 +8,7 @@ from html import escape
 
 from IPython.display import display
 
-from utils.metrics import METRICS, Estimate, best, cell, compare_table, middle, table
+from utils.metrics import METRICS, Estimate, best, cell, middle, table
 
 LOW, HIGH = (244, 177, 131), (142, 190, 230)  # orange and blue: black is read well on both and on all between
 TEXT_STYLE = "text-align: left; vertical-align: top; padding: 0.4em 0.8em; white-space: normal; max-width: 36em;"
@@ -27,12 +27,6 @@ def show_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str], cap
         for index in best([row.get(column) for row in rows], METRICS.get(column)):
             lines[index][place] = f"<b>{lines[index][place]}</b>"
     show_html(html_table(titles, lines, caption), table(rows, columns))
-
-
-def show_compared(rows: Sequence[tuple[str, object, object]], caption: str = "") -> None:
-    """Show `(what, predicted, measured)` rows as predicted, measured, match; equal means exactly equal."""
-    lines = [[escape(what), cell(a, None), cell(b, None), "yes" if a == b else "<b>NO</b>"] for what, a, b in rows]
-    show_html(html_table(["", "predicted", "measured", "match"], lines, caption), compare_table(rows))
 
 
 def show_html(html: str, plain: str) -> None:

@@ -164,38 +164,20 @@ def _arrows(ax: Axes, y: float, spans: Sequence[tuple[float, float]]) -> None:
         )
 
 
-def parameter_bar(
-    groups: Mapping[str, int], highlight: Mapping[str, int] | None = None, ax: Axes | None = None
-) -> Axes:
-    """Where the parameters sit: a bar a group with count and share of `groups`; `highlight` adds more bars."""
-    total, highlight = sum(groups.values()), highlight or {}
-    bars = {**groups, **highlight}
-    ax = new_axes(ax, figsize=(8, 0.9 + 0.42 * len(bars)))
-    ax.barh(list(bars), [count / 1e6 for count in bars.values()], color=BLUE)
-    for row, (name, count) in enumerate(bars.items()):
-        share = 100 * count / total
-        text = f"  {count:,}  ({share:.{1 if share >= 0.1 else 3}f} %)"
-        mark = {"color": RED} if name in highlight else {}
-        ax.text(count / 1e6, row, text, va="center", **mark)
-    ax.set(xlabel="parameters (millions)", xlim=(0, 1.45 * max(bars.values()) / 1e6))
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    return ax
-
-
 def loss_curve(
     history: Sequence[Mapping[str, float]],
     baseline: float | None = None,
     ax: Axes | None = None,
     *,
+    band: tuple[float, float] | None = None,
     rows: str = "reviews",
     label: str = "token",
     baseline_name: str = "base model",
 ) -> Axes:
     """Held-out loss (nats per `label`) against the step; without `ax` also the training batches' loss, beside it.
 
-    `baseline` is a held-out loss to compare with, the base model's unless `baseline_name` says another. The two losses
-    are of different `rows`, so they stand beside each other, on one scale.
+    `baseline` is a held-out loss to compare with, the base model's unless `baseline_name` says another, and `band` its
+    95 % interval. The two losses are of different `rows`, so they stand beside each other, on one scale.
     """
     train, held_out = ([(r["step"], r[k]) for r in history if k in r] for k in ("train_loss", "eval_loss"))
     if ax is None and train:
@@ -213,6 +195,10 @@ def loss_curve(
         ax.axhline(baseline, color=BLACK, linestyle="--", linewidth=1.2)
         ax.annotate(f"{baseline_name}: {baseline:.3f}", (held_out[-1][0], baseline), (0, 4), textcoords="offset points",
                     ha="right")  # fmt: skip
+    if band is not None:
+        ax.axhspan(*band, color=GREY, alpha=0.18, linewidth=0)
+        ax.annotate(f"grey: 95 % interval of the {baseline_name}", (0.02, band[1]), (0, -4), va="top",
+                    xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
     ax.set(title=f"held-out {rows}", xlabel="optimiser step", ylabel=f"loss (nats/{label})")
     ax.margins(y=0.2)
     return ax
