@@ -1,6 +1,6 @@
-"""A third judge of another kind, for the dial's record only: sentence embeddings in the place of counted words.
+"""A third judge of another kind, for two records only: sentence embeddings in the place of counted words.
 
-    python -m extensions.embedding_judge      # writes dial-embeddings.json beside the dial's record
+    python -m extensions.embedding_judge   # dial-embeddings.json, and steering-embeddings.json beside steering.json
 
 The judges of the course count pieces of words. This one is a logistic regression on the mean of all-MiniLM-L6-v2's
 last hidden states (Reimers and Gurevych 2019), so no single word decides. It needs `make env-extensions`.
@@ -8,18 +8,21 @@ last hidden states (Reimers and Gurevych 2019), so no single word decides. It ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from datasets import DatasetDict
 from sklearn.linear_model import LogisticRegression
+from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from extensions.models import WHEELS, wheel_folder
 from study.comparison import Bench
 from study.dial import STRENGTHS, adapters_of, curves_of, dial_header
 from study.records import SEEDS, rows_of, runs_folder
+from study.steering import chosen, points
 from utils.adapters import set_scaling_vectors
 from utils.config import load_profile
 from utils.data import PROMPTS
@@ -66,11 +69,19 @@ class EmbeddingJudge:
     accuracy = Judge.accuracy  # which asks `is_positive` alone
 
 
-def main() -> None:
-    """`dial-embeddings.json`: this judge's share of positive texts at every strength of the dial's record, by seed."""
-    quiet()
-    bench = Bench(load_profile())
-    path = runs_folder(bench) / "dial-embeddings.json"
+def dial_points(bench: Bench, seed: int) -> Iterator[tuple[str, float, nn.Module]]:
+    """Every (curve, strength) of the dial's record, with a model that is turned so until the next one is asked for."""
+    library, positive, negative = adapters_of(bench, seed)
+    with library.use("positive") as model:
+        for curve, vectors_at in curves_of(positive, negative).items():
+            for strength in STRENGTHS[curve]:
+                set_scaling_vectors(model, vectors_at(strength))
+                yield curve, strength, model
+
+
+def judge_record(bench: Bench, name: str, points_of: Callable[[int], Iterator]) -> None:
+    """`name`-embeddings.json: this judge's share of positive texts at each point that `points_of(seed)` gives."""
+    path = runs_folder(bench) / f"{name}-embeddings.json"
     header = dial_header(bench.profile, bench.fingerprint) | {"judge": MODEL, "reviews": REVIEWS}
     rows = rows_of(path, header)
     missing = [seed for seed in SEEDS if not any(row["seed"] == seed for row in rows)]
@@ -81,17 +92,23 @@ def main() -> None:
     header["accuracy"] = judge.accuracy(test["text"], test["label"], first_words=60)
     print(f"{MODEL}: {header['accuracy']} of the test reviews' first 60 words", flush=True)
     for seed in missing:
-        library, positive, negative = adapters_of(bench, seed)
-        with library.use("positive") as model:
-            for curve, vectors_at in curves_of(positive, negative).items():
-                for strength in STRENGTHS[curve]:
-                    set_scaling_vectors(model, vectors_at(strength))
-                    texts = generate(model, bench.tokenizer, PROMPTS, seed=seed, **bench.profile.sampling)
-                    share = positivity(texts, judge)
-                    rows.append({"seed": seed, "curve": curve, "strength": strength, "positivity_embeddings": share})
-                    print(f"seed {seed} {curve:8} {strength:+.1f}  {share}", flush=True)
+        for curve, strength, model in points_of(seed):
+            texts = generate(model, bench.tokenizer, PROMPTS, seed=seed, **bench.profile.sampling)
+            share = positivity(texts, judge)
+            rows.append({"seed": seed, "curve": curve, "strength": strength, "positivity_embeddings": share})
+            print(f"seed {seed} {curve:8} {strength:+.1f}  {share}", flush=True)
         write_json(path, header | {"rows": rows})
     return None
+
+
+def main() -> None:
+    """One record for the dial and, where that has been made, one for the steering vector."""
+    quiet()
+    bench = Bench(load_profile())
+    judge_record(bench, "dial", partial(dial_points, bench))
+    path = runs_folder(bench) / "steering.json"
+    if rows_of(path, dial_header(bench.profile, bench.fingerprint)):
+        judge_record(bench, "steering", partial(points, bench, choice=chosen(path)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Make the reference runs that 03 and 04 read: one run, one JSON under `assets/runs/<profile>/`.
 
     python -m study                      # all that is missing, one after another
-    python -m study --only dial          # sweep | runs | ablations | dial | ladder | puzzle | cost | bands
+    python -m study --only dial          # sweep | runs | ablations | dial | ladder | puzzle | steering | cost | bands
     python -m study --only runs --share 1/2    # every second run: the other half in a second process
     python -m study --gpu-cost           # time and memory of GPT-2's shape, on a GPU
     LAB_PROFILE=gpt2 python -m study     # for another profile
@@ -25,6 +25,7 @@ from study.cost import cost_rows, latency_cost, training_cost
 from study.dial import run_dial, run_ladder
 from study.puzzle import run_puzzle
 from study.records import SEEDS, SWEEP_SEED, Jobs, make_all, rows_of, runs_folder, sweep_method
+from study.steering import run_steering
 from utils.adapters import METHODS, load_base
 from utils.config import ASSETS, PROFILES, describe, load_profile
 from utils.gpu import pick_device
@@ -34,6 +35,7 @@ from utils.session import quiet
 
 BAND_SEEDS = (3, 4, 5, 6, 7)  # more runs of (IA)³, from which `grading_bands.py` learns how far seeds lie apart
 GPU_BATCH = (8, 512)  # rows, tokens
+STAGES = ("sweep", "runs", "ablations", "dial", "ladder", "puzzle", "steering", "cost", "bands")
 
 
 def comparison_jobs(bench: Bench, methods: list[str], seeds: list[int]) -> Jobs:
@@ -128,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--only", choices=("sweep", "runs", "ablations", "dial", "ladder", "puzzle", "cost", "bands"))
+    parser.add_argument("--only", choices=STAGES)
     parser.add_argument("--share", default="1/1", help="2/3: the second of three processes that share the runs")
     parser.add_argument("--gpu-cost", action="store_true", help="measure time and memory on a GPU, and stop")
     options = parser.parse_args()
@@ -151,6 +153,7 @@ def main() -> None:
         "dial": partial(run_dial, bench, options.seeds),
         "ladder": partial(run_ladder, bench),
         "puzzle": partial(run_puzzle, bench, options.seeds),
+        "steering": partial(run_steering, bench, options.seeds),
         "cost": partial(run_cost, bench, options.methods),
         "bands": lambda: make_all(bench, share(band_jobs(bench))),
     }

@@ -37,15 +37,28 @@ def dial_header(profile: Profile, fingerprint: str) -> dict[str, object]:
 def load_reference_dial(
     profile: Profile, fingerprint: str, name: str = "dial", assets: Path | None = None
 ) -> tuple[list[dict], str | None]:
-    """Rows of the committed `name`.json, or none and the reason: no record, another configuration or base."""
+    """Rows of the committed `name`.json, or none and the reason: no record, another configuration or base.
+
+    Where `name`-embeddings.json fits too, a row has `positivity_embeddings` of `extensions/embedding_judge.py` as well.
+    """
     path = (assets or ASSETS) / "runs" / profile.name / f"{name}.json"
-    record = read_json(path)
+    record, third = read_json(path), read_json(path.with_stem(f"{name}-embeddings"))
     if not record:
         return [], f"no reference run of the {name} for profile {profile.name}: not measured"
     header = dial_header(profile, fingerprint)
     if {key: record.get(key) for key in header} != header:
         return [], f"{path.name} was made with another configuration, base model or sampling: not used"
+    if {key: third.get(key) for key in header} == header:
+        shares = {point_of(row): row["positivity_embeddings"] for row in third["rows"]}
+        for row in record["rows"]:
+            if point_of(row) in shares:
+                row["positivity_embeddings"] = shares[point_of(row)]
     return record["rows"], None
+
+
+def point_of(row: Mapping[str, object]) -> tuple[object, ...]:
+    """What tells a row of a record from the others: seed, curve, strength."""
+    return tuple(row.get(key) for key in ("seed", "curve", "strength"))
 
 
 STRENGTHS = {"dial": (-2, -1, 0, 1, 2, 3), "contrast": (-3, -2.5, -2, -1, 0, 1, 2, 2.5, 3)}

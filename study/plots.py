@@ -1,20 +1,22 @@
-"""Figures of 04 that set methods or variants side by side: learning rates, costs, few reviews, ablations, curves.
+"""Figures that set methods or variants side by side: learning rates, costs, few reviews, ablations, curves, rivals.
 
 Data in, `Axes` out, as in `utils/plots.py`.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
 
 from utils.adapters import METHODS
 from utils.metrics import METRICS, Estimate, middle, pareto_front
-from utils.plots import BLACK, BLUE, GREY, STYLES, WHITE, apply_style, new_axes
+from utils.plots import BLACK, BLUE, GREY, RED, STYLES, WHITE, apply_style, new_axes
 from utils.runs import RunRecord
 
 
@@ -193,6 +195,45 @@ def cost_vs_quality(
         ax.set_ylim(max(low, 0), min(high, 1))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=10)
     return ax
+
+
+RIVALS = {
+    "contrast": ("contrast of two adapters", RED, "s", "-"), "steering": ("steering vector", BLUE, "o", "--"),
+    "shuffled": ("contrast, shuffled", GREY, "x", "none"),
+}  # fmt: skip
+
+
+def rival_figure(rows: Sequence[Mapping[str, object]]) -> list[Axes]:
+    """Share of positive texts (judge of words) against each of the two prices, a line a rival, through the base.
+
+    `rows` as `steering.load_rivals` gives them. A point is a strength: means over seeds, and a bar that covers the
+    95 % intervals of all seeds. A price is a perplexity, divided by the base's with the same seed.
+    """
+    apply_style()
+    _, panels = plt.subplots(1, 2, figsize=(8, 4.2), sharey=True)
+    base = {row["seed"]: row for row in rows if row["strength"] == 0}
+    prices = {
+        "real reviews": lambda row, own: math.exp(row["held_out_loss"]["value"] - own["held_out_loss"]["value"]),
+        "its own text": lambda row, own: row["perplexity"]["value"] / own["perplexity"]["value"],
+    }
+    for ax, (what, price) in zip(panels, prices.items(), strict=True):
+        for curve, (label, colour, marker, line) in RIVALS.items():
+            points = defaultdict(list)
+            for row in (row for row in rows if row["curve"] == curve or row["strength"] == 0):
+                points[row["strength"]].append((price(row, base[row["seed"]]), row["positivity"]))
+            found = [points[strength] for strength in sorted(points)]
+            x = [statistics.fmean(cost for cost, _ in point) for point in found]
+            y = [statistics.fmean(share["value"] for _, share in point) for point in found]
+            ends = [[end(share[side] for _, share in point) for point in found]
+                    for side, end in (("low", min), ("high", max))]  # fmt: skip
+            ax.vlines(x, *ends, color=colour, linewidth=1.2)
+            ax.plot(x, y, color=colour, marker=marker, linestyle=line, label=label)
+        ax.axvline(1, color=BLACK, linewidth=1)
+        ax.set(xlabel=f"perplexity of {what}\n(x base model)", ylim=(-0.03, 1.03))
+    panels[0].set_ylabel("texts judged positive")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[1].legend(loc="center right", fontsize=10)
+    return list(panels)
 
 
 def _axis(name: str) -> str:

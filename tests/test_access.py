@@ -24,7 +24,16 @@ from replay import EXTENSIONS, NOTEBOOKS, ROOT
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from study.plots import cost_bars, cost_vs_quality, few_shot_curves, interval_rows, learning_curves, rate_curves
+from study.plots import (
+    RIVALS,
+    cost_bars,
+    cost_vs_quality,
+    few_shot_curves,
+    interval_rows,
+    learning_curves,
+    rate_curves,
+    rival_figure,
+)
 from utils.adapters import METHODS
 from utils.metrics import Estimate
 from utils.plots import (
@@ -153,9 +162,18 @@ def levels() -> Axes:
     return interval_rows(rows, "positivity", {"base": estimate(0.5), "(IA)³": estimate(0.7)})
 
 
+def rivals() -> Axes:
+    keys = ("held_out_loss", "perplexity", "positivity")
+    rows = [
+        {"seed": 0, "curve": curve, "strength": a} | {key: estimate(0.5 + 0.1 * a).to_dict() for key in keys}
+        for curve in RIVALS for a in ((-1, 0, 1) if curve == "contrast" else (-1, 1))
+    ]  # fmt: skip
+    return rival_figure(rows)[0]
+
+
 FIGURES = {
     "dial": dial, "curves": curves, "costs": costs, "few": few, "bars": bars,
-    "vectors": vectors, "levels": levels,
+    "vectors": vectors, "levels": levels, "rivals": rivals,
     "rates": lambda: rate_curves({m: {1e-3: 3.9, 1e-2: 3.8} for m in METHODS}, 4.0),
     "loss": lambda: loss_curve([{"step": s, "train_loss": 4.0, "eval_loss": 5.0 - s} for s in (0, 1)], 5.0),
     "parameters": lambda: parameter_bar({"attention": 750, "feed-forward": 250}, {"(IA)³": 1}),

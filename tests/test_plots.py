@@ -14,7 +14,15 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from study.plots import cost_bars, cost_vs_quality, few_shot_curves, interval_rows, learning_curves, rate_curves
+from study.plots import (
+    cost_bars,
+    cost_vs_quality,
+    few_shot_curves,
+    interval_rows,
+    learning_curves,
+    rate_curves,
+    rival_figure,
+)
 from utils.metrics import Estimate
 from utils.plots import (
     block_drawing,
@@ -253,6 +261,24 @@ def test_few_reviews_have_a_line_for_each_method_in_each_panel():
     assert len(losses) == 2 and list(losses[0].get_ydata()) == pytest.approx([3.992, 3.872])
     assert all([tick.get_text() for tick in ax.get_xticklabels()] == ["8", "128"] for ax in panels)
     assert len(panels[1].collections) == 2  # intervals
+
+
+def test_rivals_are_drawn_through_the_base_against_both_prices():
+    rows = [
+        row for row in dial_rows(("contrast", "steering", "shuffled")) if row["curve"] == "contrast" or row["strength"]
+    ]
+    for row in rows:
+        row["positivity"] = Estimate.from_dict(row["positivity_chars"]).to_dict()
+    real, own = rival_figure(rows)
+    lines = [[drawn for drawn in ax.lines if len(drawn.get_xdata()) == 4] for ax in (real, own)]
+    assert [drawn.get_label() for drawn in lines[0]] == [
+        "contrast of two adapters", "steering vector", "contrast, shuffled"
+    ]  # fmt: skip
+    for drawn in lines[0]:
+        assert np.allclose(drawn.get_xdata(), np.exp([0.1, 0, 0.1, 0.4]))  # in the order of the strengths
+        assert np.allclose(drawn.get_ydata(), [0.45, 0.5, 0.55, 0.6])
+    assert all(np.allclose(drawn.get_xdata(), [1.05, 1, 1.05, 1.2]) for drawn in lines[1])
+    assert lines[0][2].get_linestyle() == "None" and labelled(real) and "own text" in own.get_xlabel()
 
 
 def test_next_words_that_fall_stand_above_those_that_rise():

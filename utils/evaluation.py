@@ -249,10 +249,13 @@ def point_scores(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     blocks: Dataset,
+    base: nn.Module | None = None,
 ) -> dict[str, Estimate]:
     """A point of the dial: a positivity per judge of `texts`, their `perplexity` under the bare base, `held_out_loss`.
 
-    The loss is that of the model as it is turned now, in nats per token on `blocks`.
+    The loss is that of the model as it is turned now, in nats per token on `blocks`. Without `base`, the bare base is
+    `model` with its adapters off.
     """
     scores = {SCORE_OF_JUDGE[name]: positivity(texts, judge) for name, judge in judges.items()}
-    return scores | {"perplexity": fluency(texts, model, tokenizer), "held_out_loss": held_out_loss(model, blocks)}
+    scores["perplexity"] = fluency(texts, base or model, tokenizer)
+    return scores | {"held_out_loss": held_out_loss(model, blocks)}
