@@ -190,7 +190,7 @@ PROFILES: Mapping[str, Profile] = FrozenDict(
         eval_blocks=64,
         train_reviews=1500,
         learning_rates=FrozenDict(
-            ia3=1e-2, ia3_kv=1e-2, lora=3e-3, bitfit=3e-3, prefix=1e-1, bottleneck=1e-3, full=1e-4
+            ia3=1e-2, ia3_kv=1e-2, lora=3e-3, bitfit=1e-3, prefix=1e-1, bottleneck=3e-3, full=3e-5
         ),
         samples_per_prompt=16,
     ),
