@@ -106,7 +106,7 @@ def test_the_library_writes_as_many_texts_and_tokens_as_we_do(monkeypatch):
 
 def test_a_notebooks_first_result_is_its_first_cell_with_output():
     code = first_cells(ROOT / "02-Train.ipynb")
-    assert "setup_notebook()" in code and "ia3_config" not in code
+    assert "setup_notebook()" in code and "IA3Config" not in code
 
 
 def test_opening_is_timed_in_fresh_processes(monkeypatch):
