@@ -238,22 +238,20 @@ def tone_case(seed: int, role: str) -> tuple[PeftModel, Tensor, list[int], list,
         ones = {key: torch.ones_like(l) for key, l in vectors.items()}
         units = [(place, unit) for place, l in vectors.items() for unit in range(len(l))]
         good, bad = torch.cartesian_prod(torch.tensor(draw.order(40)), torch.arange(40)).T
-
-        def tones(changes: list[dict[str, Tensor]], model=model, ids=ids, good=good, bad=bad) -> Tensor:
-            logits = torch.stack([last_logits(model, ids, vectors) for vectors in changes])
-            return logits[:, good] - logits[:, bad]  # (changes, pairs of tokens)
-
-        base, full = tones([ones, vectors])
-        without, deleted = (tones([one_changed(vectors, *unit, to) for unit in units]) for to in (1.0, 0.0))
-        alone = tones([one_changed(ones, *unit, float(vectors[unit[0]][unit[1]])) for unit in units])
+        changed = [ones, vectors]
+        changed += [one_changed(vectors, *unit, factor) for factor in (1.0, 0.0) for unit in units]
+        changed += [one_changed(ones, *unit, float(vectors[unit[0]][unit[1]])) for unit in units]
+        logits = torch.stack([last_logits(model, ids, these) for these in changed])
         set_scaling_vectors(model, vectors)
+        tones = logits[:, good] - logits[:, bad]  # (changes, pairs of tokens)
+        (base, full), (without, deleted, alone) = tones[:2], tones[2:].view(3, len(units), -1)
         lost, given = (full - without) / (full - base), (alone - base) / (full - base)
         (most, second), (first, _) = lost.topk(2, dim=0)
         moved = max(range(len(units)), key=lambda n: abs(vectors[units[n][0]][units[n][1]] - 1))
         wrong = {"works": lost.abs().argmax(0), "turned": lost.argmin(0), "deleted": deleted.argmin(0),
                  "alone": given.argmax(0), "moved": torch.full_like(first, moved)}  # fmt: skip
         share = given.gather(0, first[None])[0]
-        fits = torch.tensor([place.endswith(role) and unit >= 4 for place, unit in units])[first]
+        fits = torch.tensor([place.endswith(role) and unit >= 4 for place, unit in units])[first]  # in no first third
         fits &= (full - base > 0.1) & (most > 0.3) & (most < 2) & (most - second > 0.05)
         fits &= (share.abs() > 0.05) & ((share - most).abs() > 0.05)
         for chosen in wrong.values():
