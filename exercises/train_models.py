@@ -5,8 +5,10 @@ Models are GPT-2s of a few narrow layers, made here; nothing is loaded.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from peft import IA3Config, PeftModel, get_peft_model
@@ -227,10 +229,13 @@ UNIT_MISTAKES = {
 
 
 def tone_case(seed: int, role: str) -> tuple[PeftModel, Tensor, list[int], list, dict[str, list]]:
-    """A model, token ids, two tokens, the right answer about them, and the units to which mistakes lead, by cause.
+    """A model, token ids, two tokens, the right answer about them, and the units to which mistakes lead, by cause."""
+    return copy.deepcopy(drawn_case(seed, role))
 
-    Model and tokens are drawn until one unit of `role` clearly carries the most, and no mistake leads to it.
-    """
+
+@cache
+def drawn_case(seed: int, role: str) -> tuple[PeftModel, Tensor, list[int], list, dict[str, list]]:
+    """`tone_case`, drawn until one unit of `role` clearly carries the most, and no mistake leads to it."""
     for turn in itertools.count():
         draw = Draw(100 * seed + turn)
         model, ids = adapted(draw, 100 * seed + turn, width=4), draw.integers(0, 39, 3, 5)
