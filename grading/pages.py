@@ -221,10 +221,13 @@ def _same_answers(course: Course, class_: list[Graded]) -> Iterator[str]:
 
 def _same_adapters(course: Course, class_: list[Graded]) -> Iterator[str]:
     """Adapters that are equal or nearly so, but for those that the course's own seed leads to."""
-    found = {g.submission.student: find_adapter_files(g.submission.files, profile_name()).get(WEIGHTS) for g in class_}
-    usual = sorted((course.root / "assets" / "adapters" / profile_name()).glob("positive-seed0"))
-    for names in alike({name: data for name, data in found.items() if data}, usual):
-        yield f"the same adapter, or nearly (to look at, no verdict): {', '.join(names)}"
+    due, folder = profile_name(), course.root / "assets" / "adapters"
+    usual = {"positive": sorted((folder / due).glob("positive-seed0")), "style": []}
+    for task, known in usual.items():
+        found = {g.submission.student: find_adapter_files(g.submission.files, due, task).get(WEIGHTS) for g in class_}
+        for names in alike({name: data for name, data in found.items() if data}, known):
+            what = "the same adapter" if task == "positive" else "the same adapter of an own style"
+            yield f"{what}, or nearly (to look at, no verdict): {', '.join(names)}"
 
 
 def _same_texts(course: Course, class_: list[Graded]) -> Iterator[str]:

@@ -139,7 +139,7 @@ def tones(model, ids, good, bad, untouched=1.0):
 
 
 def carrier(choose=None, shares=lambda lost, given: (lost, given), place=lambda found: found, **how):
-    """An answer to 2.7: another unit is chosen by `choose(base, full, without, alone)`, `shares` and `place` spoil it."""
+    """An answer to 2.7; `choose(base, full, without, alone)` takes another unit, the others spoil what is returned."""
 
     def tone_unit(model, ids, good, bad):
         base, full, without, alone = tones(model, ids, good, bad, **how)
@@ -277,7 +277,7 @@ ANSWERS = {
                 carrier(lambda base, full, without, _: max(without, key=lambda u: abs(full - without[u]))),
                 "works against",
             ),
-            (carrier(lambda base, full, without, _: max(without, key=without.get)), "without the right one the tone"),
+            (carrier(lambda base, full, without, _: max(without, key=without.get)), "without the right"),
             (carrier(untouched=0.0), "a factor of 0 deletes"),
             (carrier(lambda base, full, without, alone: max(alone, key=alone.get)), "gives the most alone"),
             (farthest_moved, "farthest from 1"),
