@@ -10,6 +10,8 @@ import io
 import re
 import socket
 from importlib import import_module
+from inspect import signature
+from types import FunctionType
 
 import answers_compare
 import answers_inference
@@ -176,6 +178,20 @@ def test_wrong_answers_fail_whatever_the_seed(number):
     """Where inputs are random and a mistake may lead to the right answer by chance."""
     for wrong, said in ANSWERS[number][1]:
         assert [said for seed in range(2, 8) if check(number, wrong, seed).state != FAIL] == [], said
+
+
+def test_no_function_of_the_packages_is_an_answer():
+    """What students can import and call in one line passes no check."""
+    names = [
+        f"{path.parent.name}.{path.stem}" for folder in ("utils", "study") for path in (ROOT / folder).glob("*.py")
+    ]
+    modules = [import_module(name) for name in names if not name.endswith("__")]
+    found = {f for module in modules for f in vars(module).values() if isinstance(f, FunctionType)}
+    for function in (f for f in found if f.__module__.split(".")[0] in ("utils", "study")):
+        for number in CODED:
+            with contextlib.suppress(TypeError), contextlib.redirect_stdout(io.StringIO()):
+                signature(function).bind(*[0] * len(signature(model_answer(number)).parameters))
+                assert not check(number, function).passed, f"{function.__qualname__} answers {number}"
 
 
 # --- what an exception tells ---------------------------------------------------------------------------------------
