@@ -7,6 +7,7 @@ Each draws inputs, computes the answer in a slow and obvious way, and knows the 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from peft import IA3Config, get_peft_model
@@ -89,7 +90,13 @@ def check_feedforward(answer: Answer, seed: int) -> None:
 
 def built_count(config: dict) -> int:
     """The numbers that peft trains where it chooses the places itself, on a model without weights."""
-    settings = AutoConfig.for_model(**config)
+    return built(tuple(config.items()))
+
+
+@cache
+def built(entries: tuple[tuple[str, object], ...]) -> int:
+    """`built_count` of a configuration's entries."""
+    settings = AutoConfig.for_model(**dict(entries))
     encoder = settings.is_encoder_decoder
     with torch.device("meta"):
         model = (AutoModelForSeq2SeqLM if encoder else AutoModelForCausalLM).from_config(settings)
