@@ -74,8 +74,8 @@ def check_file_loaded(answer: Answer, seed: int) -> None:
         "the vector (3d, 1) scales tokens: flatten it, and it scales units": attention(lambda l: l[:, None]),
         "the queries are left alone: peft scales them, too":
             attention(lambda l: torch.cat([torch.ones(width), l[width:]])),
-        "keys and queries are exchanged: the vector holds query, key, value":
-            attention(lambda l: torch.cat([*l.chunk(3)[1::-1], l.chunk(3)[2]])),
+        "keys and values are exchanged: the vector holds query, key, value":
+            attention(lambda l: torch.cat([l[:width], l[2 * width :], l[width : 2 * width]])),
     }  # fmt: skip
     traps = [(cause, lambda change=change: (logits_by_hooks(base, vectors, ids, change),))
              for cause, change in changes.items()]  # fmt: skip

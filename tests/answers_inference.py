@@ -158,7 +158,7 @@ ANSWERS = {
             (flat(attention(torch.ones_like)), "attention's vectors are missing"),
             (sorted_names, "10 comes before 2"),
             (flat(attention(lambda l: torch.cat([torch.ones(8), l[8:]]))), "the queries are left alone"),
-            (flat(attention(lambda l: torch.cat([l[8:16], l[:8], l[16:]]))), "keys and queries are exchanged"),
+            (flat(attention(lambda l: torch.cat([l[:8], l[16:], l[8:16]]))), "keys and values are exchanged"),
             (flat(lambda module, l: l + 1), "not those of peft"),
             (into_the_base, "the base is another one afterwards"),
             (by_peft, "this is peft"),
@@ -217,4 +217,8 @@ ANSWERS = {
 }
 
 
-ALSO_RIGHT = {"3.1": [by_weights]}
+def exchanged(l):
+    return torch.cat([l[8:16], l[:8], l[16:]])
+
+
+ALSO_RIGHT = {"3.1": [by_weights, flat(attention(exchanged))]}  # only the product of a query's and a key's factor acts
