@@ -186,13 +186,14 @@ def _of_checks(sources: dict[str, str], checks: set[str]) -> list[str]:
 
 
 def _of_library(course: Course, sources: dict[str, str]) -> list[str]:
-    """The grade ids of the answers that import of the course's packages what our own solutions do not."""
-    ours = {name for plan in course.plans for source in plan.solved().values() for name in _imported_modules(source)}
+    """The grade ids of the answers that import of the course's packages what our own solution of that cell does not."""
+    ours = {name: _imported_modules(source) for plan in course.plans for name, source in plan.solved().items()}
     packages = set(PACKAGES) - {CHECKING}  # a student may run her check wherever she likes
     return [
         name
         for name, source in sources.items()
-        if packages & {module.partition(".")[0] for module in _imported_modules(source) - ours}
+        if packages
+        & {module.partition(".")[0] for module in _imported_modules(source) - ours.get(name.split()[0], set())}
     ]
 
 
