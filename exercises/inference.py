@@ -5,69 +5,87 @@
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Callable
+from unittest import mock
 
 import torch
+from peft import get_peft_model_state_dict
+from peft.tuners.ia3 import IA3Layer
+from safetensors.torch import load, save
 from torch import Tensor
+from transformers import GPT2LMHeadModel
 
 from exercises import Answer, Wrong
-from exercises.answers import Draw, expect, kind, number, plain, tensors, untouched
+from exercises.answers import Draw, expect, kind, plain, tensors, untouched
+from exercises.train import trained_vectors
+from exercises.train_models import adapted, tiny_gpt2
+from utils.adapters import scaling_vectors
 
-WORDS = ("a", "good", "film", "Good", "and", "bad", "The", "the", "story", "film,", "good!")
-
-
-def grams(texts: list[str], n: int) -> list[tuple[str, ...]]:
-    """Every n-gram of lower-case words inside each text."""
-    found = []
-    for text in texts:
-        words = text.lower().split()
-        for start in range(len(words)):
-            if start + n <= len(words):
-                found.append(tuple(words[start : start + n]))
-    return found
+LAYERS = 11  # "10" comes before "2" where places are sorted as text
 
 
-def share(found: list) -> float:
-    """Different ones among all; 1 where there is none."""
-    return len(set(found)) / len(found) if found else 1.0
+def logits_by_hooks(
+    base: GPT2LMHeadModel, vectors: dict[str, Tensor], ids: Tensor, change: Callable = lambda place, l: l
+) -> Tensor:
+    """Logits (rows, tokens, vocabulary) of `base` with each vector changed by `change(place, vector)`."""
+    hooks = []
+    for place, l in vectors.items():
+        layer, role = place.split(".")
+        block, factors = base.transformer.h[int(layer)], change(place, l)
+        if role == "attention":
+            hook = block.attn.c_attn.register_forward_hook(lambda _, __, output, l=factors: output * l)
+        else:
+            hook = block.mlp.c_proj.register_forward_pre_hook(lambda _, inputs, l=factors: (inputs[0] * l,))
+        hooks.append(hook)
+    with torch.no_grad():
+        logits = base(ids).logits
+    for hook in hooks:
+        hook.remove()
+    return logits
 
 
-def check_distinct(answer: Answer, seed: int) -> None:
-    """3.1: distinct-n of some texts."""
-    draw = Draw(seed)
-    for n in (2, 1, 3):
-        texts = [" ".join(WORDS[i] for i in draw.integers(0, 10, draw.integer(4, 9)).tolist()) for _ in range(4)]
-        texts = [
-            "good film and bad film",
-            "good film, bad film!",
-            "The story the story",
-            texts[0],
-            *texts,
-            "the film Good",
-        ]
-        lowered = [text.lower().split() for text in texts]
-        right = share(grams(texts, n))
-        kept = [tuple(words[i : i + n]) for words in (t.split() for t in texts) for i in range(len(words) - n + 1)]
-        letters = [text[i : i + n] for text in texts for i in range(len(text) - n + 1)]
-        each = [share(grams([text], n)) for text in texts]
-        traps = [
-            ("n-grams cross from one text into the next", share(grams([" ".join(texts)], n))),
-            ("large and small letters are different words: use lower()", share(kept)),
-            (
-                "punctuation is stripped: a word is what stands between spaces, with all its signs",
-                share(grams([re.sub(r"[^\w\s]", "", text) for text in texts], n)),
-            ),
-            ("letters are counted: split the text into words", share(letters)),
-            ("a mean over texts: repetition between texts is lost", sum(each) / len(each)),
-            ("that is the share of repeated n-grams: take 1 minus it", 1 - right),
-            ("that is a number of n-grams: divide by all", float(len(set(grams(texts, n))))),
-            ("divided by words: divide by the number of n-grams", len(set(grams(texts, n))) / sum(map(len, lowered))),
-            ("n is ignored", share(grams(texts, 1))),
-        ]
-        expect(number(untouched(answer, texts, n)), right, traps, "it is not different n-grams / all n-grams", 1e-6)
-    if number(answer(["one word", ""], 3)) != 1:
-        raise Wrong("where no text has n words nothing is repeated: return 1")
+def check_file_loaded(answer: Answer, seed: int) -> None:
+    """3.1: an adapter's file in a module of the student's own computes what peft computes.
+
+    A row has as many tokens as `c_attn` has outputs, so that a vector of shape (3d, 1) fits, and scales tokens.
+    """
+    draw, width = Draw(seed), 8
+    model, base = adapted(draw, seed, layers=LAYERS), tiny_gpt2(seed, layers=LAYERS)
+    file, ids = save(get_peft_model_state_dict(model)), draw.integers(0, 39, 2, 3 * width)
+    with torch.no_grad():
+        right = model(ids).logits
+    vectors = scaling_vectors(model)
+    text = [str(layer) for layer in range(LAYERS)]
+    taken = dict(zip(text, sorted(text), strict=True))  # block -> whose vector it gets where names are sorted
+
+    def only(role: str) -> Callable:
+        return lambda place, l: l if place.endswith(role) else torch.ones_like(l)
+
+    def attention(change: Callable) -> Callable:
+        return lambda place, l: change(l) if place.endswith("attention") else l
+
+    changes = {
+        "nothing is loaded: that is the base": lambda place, l: torch.ones_like(l),
+        "the feed-forward's vectors are missing": only("attention"),
+        "the attention's vectors are missing": only("feedforward"),
+        "blocks in the order of their names as text: 10 comes before 2":
+            lambda place, _: vectors[f"{taken[place.split('.')[0]]}.{place.split('.')[1]}"],
+        "the vector (3d, 1) scales tokens: flatten it, and it scales units": attention(lambda l: l[:, None]),
+        "the queries are left alone: peft scales them, too":
+            attention(lambda l: torch.cat([torch.ones(width), l[width:]])),
+        "keys and values are exchanged: the vector holds query, key, value":
+            attention(lambda l: torch.cat([l[:width], l[2 * width :], l[width : 2 * width]])),
+    }  # fmt: skip
+    traps = [(cause, lambda change=change: (logits_by_hooks(base, vectors, ids, change),))
+             for cause, change in changes.items()]  # fmt: skip
+    given = copy.deepcopy(base)
+    with mock.patch.object(IA3Layer, "__init__", side_effect=RuntimeError("this is peft: write the module yourself")):
+        found = tensors(answer(given, file, ids))
+    before, after = base.state_dict(), given.state_dict()
+    if before.keys() != after.keys() or any(not torch.equal(before[name], after[name]) for name in before):
+        raise Wrong("the base is another one afterwards: work on a copy, copy.deepcopy(base)")
+    expect(found, (right,), traps, "the logits are not those of peft with this adapter", 1e-5)
 
 
 def check_merge(answer: Answer, seed: int) -> None:
@@ -109,48 +127,8 @@ def _expect_layer(answer: Answer, given: tuple, right: tuple[Tensor, Tensor], tr
     expect(found, right, traps, "the merged layer does not give what the adapted one gives")
 
 
-def both_orders(x: Tensor, weight: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
-    """(xW) * l and x (W * l), computed in the precision of the arguments, as float32."""
-    return ((x @ weight) * l).float(), (x @ (weight * l)).float()
-
-
-def rounding_gaps(x: Tensor, weight: Tensor, l: Tensor) -> dict[str, Tensor]:
-    """All distances of the two orders in bfloat16 (at ""), and those that the usual mistakes give, by cause."""
-    low_x, low_weight, low_l = low = [tensor.to(torch.bfloat16) for tensor in (x, weight, l)]
-    attached, merged = both_orders(*low)
-    exact, exact_merged = both_orders(x, weight, l)
-    rounded, rounded_merged = both_orders(*(tensor.float() for tensor in low))
-    late, late_merged = (low_x @ low_weight) * l, low_x @ (low_weight * l).to(torch.bfloat16)
-    return {
-        "": attached - merged,
-        "that is float32: convert all three to bfloat16 before the products": exact - exact_merged,
-        "there is no distance: the products themselves must be in bfloat16": rounded - rounded_merged,
-        "only the results are rounded: convert before the products":
-            exact.to(torch.bfloat16).float() - exact_merged.to(torch.bfloat16).float(),
-        "l is not converted: convert all three to bfloat16": late - late_merged.float(),
-        "that is the distance from float32, not between the two orders": attached - exact,
-    }  # fmt: skip
-
-
-def check_rounding(answer: Answer, seed: int) -> None:
-    """3.3: the largest distance of two orders of multiplication in bfloat16."""
-    draw, found, gaps = Draw(seed), [], []
-    for _ in range(3):
-        x, weight = draw.integers(-4, 4, 6, 8).float(), draw.integers(-4, 4, 8, 10).float()
-        l = draw.factors(10)
-        found.append(number(untouched(answer, x, weight, l)))
-        gaps.append(rounding_gaps(x, weight, l))
-    right = [gap[""].abs().max().item() for gap in gaps]
-    traps = [
-        ("that is the mean distance: the largest is due", [gap[""].abs().mean().item() for gap in gaps]),
-        ("distances up and down: take the absolute value first", [gap[""].max().item() for gap in gaps]),
-        *((cause, [gap[cause].abs().max().item() for gap in gaps]) for cause in gaps[0] if cause),
-    ]
-    expect(found, right, traps, "it is not the largest distance of (xW) * l and x (W * l), all in bfloat16", 1e-3)
-
-
 def check_rows(answer: Answer, seed: int) -> None:
-    """3.4: a vector of its own for each row of a batch, none for some."""
+    """3.3: a vector of its own for each row of a batch, none for some."""
     draw = Draw(seed)
     for rows, length in ((4, 4), (5, 3)):
         width = 4 if rows == length else 6
@@ -198,7 +176,7 @@ def one_by_one(adapters: list[dict[str, Tensor]], weights: list[float], step: Ca
 
 
 def check_blend(answer: Answer, seed: int) -> None:
-    """3.5: several adapters, each turned by its own strength."""
+    """3.4: several adapters, each turned by its own strength."""
     draw = Draw(seed)
     sizes = {"0.attention": 6, "0.feedforward": 8, "1.attention": 6}
     for weights in ([1.0, -0.5], [0.5, 2.0, -1.5], [0.3]):
@@ -249,10 +227,19 @@ def _expect_vectors(found: dict[str, Tensor], right: dict[str, Tensor], traps: l
     expect(tuple(found[key] for key in order), tuple(right[key] for key in order), in_order, hint)
 
 
+def check_style(answer: Answer, seed: int) -> None:
+    """3.6: an adapter for a style of the student's own was trained, and it is not 02's. A person judges the style."""
+    vectors = trained_vectors(answer.function, "style")
+    earlier = answer.function / "adapters" / "positive" / "adapter_model.safetensors"
+    known = load(earlier.read_bytes()) if earlier.is_file() else {}
+    if known.keys() == vectors.keys() and all(torch.equal(known[name], vectors[name]) for name in known):
+        raise Wrong("that is the adapter of 02 again: train on texts of your style")
+
+
 CHECKS = {
-    "3.1": check_distinct,
+    "3.1": check_file_loaded,
     "3.2": check_merge,
-    "3.3": check_rounding,
-    "3.4": check_rows,
-    "3.5": check_blend,
+    "3.3": check_rows,
+    "3.4": check_blend,
+    "3.6": check_style,
 }

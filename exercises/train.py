@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exercises import Answer, NotYet, Wrong
 from exercises.answers import Draw, expect, number, plain, tensors, untouched
-from exercises.train_models import check_config, check_identity, check_overfit
+from exercises.train_models import check_config, check_identity, check_overfit, check_tone_unit
 from utils.adapters import AdapterError
 from utils.runs import RunError, RunRecord
 from utils.saving import check_tensors, read_probe
@@ -27,60 +27,8 @@ MOST_SAID = 110  # characters of another module's message
 GROUPS = ("query", "key", "value", "feedforward")
 
 
-def packed(documents: list[list[int]], length: int, end: int) -> list[list[int]]:
-    """Blocks of `length`, token by token: each document, then `end`; a last block that is not full is left out."""
-    blocks, block = [], []
-    for document in documents:
-        for token in [*document, end]:
-            block.append(token)
-            if len(block) == length:
-                blocks.append(block)
-                block = []
-    return blocks
-
-
-def check_packing(answer: Answer, seed: int) -> None:
-    """2.3: one stream, an end after each document, full blocks only."""
-    draw = Draw(seed)
-    full = (
-        "the last block is full, yet left out: the last document has no end-of-text token, or range() stops too early"
-    )
-    for exact in (False, True):
-        length, end = draw.integer(3, 5), 99
-        documents = [draw.integers(1, 9, draw.integer(1, 9)).tolist() for _ in range(6)]
-        documents.insert(draw.integer(1, 5), [])
-        left = (sum(map(len, documents)) + len(documents)) % length
-        documents[-1] += [1] * ((length - left) % length if exact else (length - left + 2) % length)
-        right = packed(documents, length, end)
-        whole = [token for document in documents for token in [*document, end]]
-        rest = whole[len(right) * length :]
-        joined = [token for n, document in enumerate(documents) for token in ([end] if n else []) + document]
-        traps = [
-            ("the end-of-text tokens are missing: one after each document", _cut(sum(documents, []), length)),
-            (full, right[:-1]),
-            (full, _cut(joined, length)),
-            ("an empty document is dropped: it has an end-of-text token as well",
-             packed([document for document in documents if document], length, end)),
-            ("the end-of-text token comes first: it belongs after each document", _cut(_first(documents, end), length)),
-            ("the last block is not full: leave it out", [*right, rest]),
-            ("the last block is filled up: leave it out", [*right, [*rest, *[end] * (length - len(rest))]]),
-            ("each document is cut alone, and its rest is lost: make one stream first",
-             [block for document in documents for block in _cut([*document, end], length)]),
-        ]  # fmt: skip
-        hint = "the blocks, one after the other, are not the stream: some token is lost, doubled or in another place"
-        expect(plain(untouched(answer, documents, length, end)), right, traps, hint)
-
-
-def _cut(stream: list[int], length: int) -> list[list[int]]:
-    return [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
-
-
-def _first(documents: list[list[int]], end: int) -> list[int]:
-    return [token for document in documents for token in [end, *document]]
-
-
 def check_labels(answer: Answer, seed: int) -> None:
-    """2.4: -100 on padding only, although padding and end of text are one token."""
+    """2.3: -100 on padding only, although padding and end of text are one token."""
     draw, end = Draw(seed), 0
     for left in (False, True):
         lengths = [7, *(draw.integer(2, 5) for _ in range(3))]
@@ -113,7 +61,7 @@ def decayed(start: float, rate: float, decay: float, steps: int) -> float:
 
 
 def check_decay(answer: Answer, seed: int) -> None:
-    """2.5: one factor under weight decay alone."""
+    """2.4: one factor under weight decay alone."""
     draw = Draw(seed)
     for start in (draw.integer(120, 180) / 100, draw.integer(30, 80) / 100, 1.0):
         rate, decay, steps = draw.integer(1, 5) / 100, draw.integer(1, 5) / 10, draw.integer(20, 60)
@@ -143,7 +91,7 @@ def mean_moves(vectors: dict[str, Tensor], move: Callable = lambda part: (part -
 
 
 def check_heatmap(answer: Answer, seed: int) -> None:
-    """2.7: the cell of the heat map that is farthest from 1."""
+    """2.6: the cell of the heat map that is farthest from 1."""
     draw, d = Draw(seed), 6
     for group in ("query", "value", "feedforward"):
         vectors = {}
@@ -196,10 +144,14 @@ def farthest(vectors: dict[str, Tensor], move: Callable = lambda part: (part - 1
 
 def check_files(answer: Answer, seed: int) -> None:
     """2.9: the adapter that 02 has saved and the record of its run. The grader also measures both on other reviews."""
-    folder = answer.function
+    trained_vectors(answer.function, "positive")
+
+
+def trained_vectors(folder: object, task: str) -> dict[str, Tensor]:
+    """The vectors of the adapter for `task` in a profile's folder; raises where no whole training made them."""
     if not isinstance(folder, Path):
         raise NotYet if folder is None or folder is ... else Wrong("a folder is due: artifacts_dir(profile)")
-    adapter, record = folder / "adapters" / "positive", folder / "train" / "positive" / "run.json"
+    adapter, record = folder / "adapters" / task, folder / "train" / task / "run.json"
     if not adapter.exists() or not record.exists():
         raise NotYet("no trained adapter, or no curve, in artifacts/: run the cells above")
     try:
@@ -208,7 +160,7 @@ def check_files(answer: Answer, seed: int) -> None:
     except AdapterError as error:
         raise Wrong(f"the adapter is damaged: {str(error).partition(': ')[2] or 'save it again'}"[:MOST_SAID]) from None
     except RunError:
-        raise Wrong("train/positive/run.json is damaged: delete it and run the training again") from None
+        raise Wrong(f"train/{task}/run.json is damaged: delete it and run the training again") from None
     vectors = load_file(adapter / "adapter_model.safetensors")
     if any(not name.endswith("ia3_l") for name in vectors):
         raise Wrong("the adapter holds other tensors than the vectors of (IA)³")
@@ -217,12 +169,13 @@ def check_files(answer: Answer, seed: int) -> None:
     if run.status != "finished" or not run.history or run.history[-1]["step"] != run.config["steps"]:
         raise Wrong("the curve is cut off: let the training run to its end")
     if (probe["base_fingerprint"], probe.get("config_id")) != (run.config["base"], run.config_id):
-        raise Wrong("adapter and curve come from different runs: run 02 from top to bottom")
+        raise Wrong("adapter and curve come from different runs: run the notebook from top to bottom")
     if not run.metrics.get("best_loss", math.inf) < run.metrics.get("start_loss", -math.inf):
         raise Wrong("the held-out loss has not fallen: nothing was learned")
     best = best_vectors(record.parent, run.metrics.get("best_step"))
     if best and (best.keys() != vectors.keys() or any(not torch.equal(best[name], vectors[name]) for name in best)):
-        raise Wrong("other vectors than those of the curve's best step: run 02 again from its training cell on")
+        raise Wrong("other vectors than those of the curve's best step: run again from the training cell on")
+    return vectors
 
 
 def best_vectors(folder: Path, step: object) -> dict[str, Tensor]:
@@ -236,10 +189,10 @@ def best_vectors(folder: Path, step: object) -> dict[str, Tensor]:
 CHECKS = {
     "2.1": check_config,
     "2.2": check_identity,
-    "2.3": check_packing,
-    "2.4": check_labels,
-    "2.5": check_decay,
-    "2.6": check_overfit,
-    "2.7": check_heatmap,
+    "2.3": check_labels,
+    "2.4": check_decay,
+    "2.5": check_overfit,
+    "2.6": check_heatmap,
+    "2.7": check_tone_unit,
     "2.9": check_files,
 }

@@ -1,12 +1,14 @@
-"""The checks of 02's exercises about models: 2.1, 2.2 and 2.6. The others, and `CHECKS`, are in `train.py`.
+"""The checks of 02's exercises about models: 2.1, 2.2, 2.5 and 2.7. The others, and `CHECKS`, are in `train.py`.
 
-Models are GPT-2s of two narrow layers, made here; nothing is loaded.
+Models are GPT-2s of a few narrow layers, made here; nothing is loaded.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from peft import IA3Config, PeftModel, get_peft_model
@@ -27,10 +29,10 @@ PLACES = {  # part of (IA)³ -> {module: whether its input is scaled, and not it
 NUDGES = (4e-6, 2e-6, 1e-6, 5e-7, 2.4e-7)  # distances of one factor from 1; float32 has steps of 1.2e-7 there
 
 
-def tiny_gpt2(seed: int, width: int = 8) -> GPT2LMHeadModel:
-    """A random GPT-2 of two layers without dropout, whose biases and norms are random too."""
+def tiny_gpt2(seed: int, width: int = 8, layers: int = 2) -> GPT2LMHeadModel:
+    """A random GPT-2 of narrow layers without dropout, whose biases and norms are random too."""
     config = GPT2Config(
-        vocab_size=40, n_positions=16, n_embd=width, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+        vocab_size=40, n_positions=32, n_embd=width, n_layer=layers, n_head=2, bos_token_id=0, eos_token_id=0,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.5,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -43,10 +45,10 @@ def tiny_gpt2(seed: int, width: int = 8) -> GPT2LMHeadModel:
     return model.eval()
 
 
-def adapted(draw: Draw, seed: int) -> PeftModel:
+def adapted(draw: Draw, seed: int, **size: int) -> PeftModel:
     """A tiny GPT-2 with an (IA)³ adapter whose vectors are not 1."""
     with torch.random.fork_rng(devices=[]):
-        model = attach(tiny_gpt2(seed), "ia3")
+        model = attach(tiny_gpt2(seed, **size), "ia3")
     set_scaling_vectors(model, {key: draw.factors(len(l)) for key, l in scaling_vectors(model).items()})
     return model.eval()
 
@@ -170,7 +172,7 @@ def losses_of(model: PeftModel, ids: Tensor, steps: int, rate: float, make: Call
 
 
 def check_overfit(answer: Answer, seed: int) -> None:
-    """2.6: a loop that trains the vectors, and only these, on one batch."""
+    """2.5: a loop that trains the vectors, and only these, on one batch."""
     draw, steps, rate = Draw(seed), 12, 0.1
     ids = draw.integers(0, 39, 2, 6)
 
@@ -201,3 +203,91 @@ def check_overfit(answer: Answer, seed: int) -> None:
     if len(found) != steps:
         raise Wrong("one loss for each step is due")
     expect(list(found), right, traps, "the losses are not those of AdamW on the vectors, weight decay 0", 1e-4)
+
+
+@torch.no_grad()
+def last_logits(model: PeftModel, ids: Tensor, vectors: dict[str, Tensor]) -> Tensor:
+    """The logits (vocabulary,) after the last token with these vectors, the mean of all rows of `ids`."""
+    set_scaling_vectors(model, vectors)
+    return model(ids).logits[:, -1].mean(0).double()
+
+
+def one_changed(vectors: dict[str, Tensor], place: str, unit: int, factor: float) -> dict[str, Tensor]:
+    """Copies of the vectors, one factor replaced."""
+    changed = {key: l.clone() for key, l in vectors.items()}
+    changed[place][unit] = factor
+    return changed
+
+
+UNIT_MISTAKES = {
+    "works": "that unit works against the tone: without the right one the tone falls",
+    "turned": "the sign is turned round: without the right unit the tone falls",
+    "deleted": "a factor of 0 deletes the unit: untouched is 1",
+    "alone": "that unit gives the most alone: the one that is missed most is asked for",
+    "moved": "that is the factor farthest from 1: to have moved most is not to matter most",
+}
+
+
+def tone_case(seed: int, role: str) -> tuple[PeftModel, Tensor, list[int], list, dict[str, list]]:
+    """A model, token ids, two tokens, the right answer about them, and the units to which mistakes lead, by cause."""
+    return copy.deepcopy(drawn_case(seed, role))
+
+
+@cache
+def drawn_case(seed: int, role: str) -> tuple[PeftModel, Tensor, list[int], list, dict[str, list]]:
+    """`tone_case`, drawn until one unit of `role` clearly carries the most, and no mistake leads to it."""
+    for turn in itertools.count():
+        draw = Draw(100 * seed + turn)
+        model, ids = adapted(draw, 100 * seed + turn, width=4), draw.integers(0, 39, 3, 5)
+        vectors = scaling_vectors(model)
+        ones = {key: torch.ones_like(l) for key, l in vectors.items()}
+        units = [(place, unit) for place, l in vectors.items() for unit in range(len(l))]
+        good, bad = torch.cartesian_prod(torch.tensor(draw.order(40)), torch.arange(40)).T
+        changed = [ones, vectors]
+        changed += [one_changed(vectors, *unit, factor) for factor in (1.0, 0.0) for unit in units]
+        changed += [one_changed(ones, *unit, float(vectors[unit[0]][unit[1]])) for unit in units]
+        logits = torch.stack([last_logits(model, ids, these) for these in changed])
+        set_scaling_vectors(model, vectors)
+        tones = logits[:, good] - logits[:, bad]  # (changes, pairs of tokens)
+        (base, full), (without, deleted, alone) = tones[:2], tones[2:].view(3, len(units), -1)
+        lost, given = (full - without) / (full - base), (alone - base) / (full - base)
+        (most, second), (first, _) = lost.topk(2, dim=0)
+        moved = max(range(len(units)), key=lambda n: abs(vectors[units[n][0]][units[n][1]] - 1))
+        wrong = {"works": lost.abs().argmax(0), "turned": lost.argmin(0), "deleted": deleted.argmin(0),
+                 "alone": given.argmax(0), "moved": torch.full_like(first, moved)}  # fmt: skip
+        share = given.gather(0, first[None])[0]
+        fits = torch.tensor([place.endswith(role) and unit >= 4 for place, unit in units])[first]  # in no first third
+        fits &= (full - base > 0.1) & (most > 0.3) & (most < 2) & (most - second > 0.05)
+        fits &= (share.abs() > 0.05) & ((share - most).abs() > 0.05)
+        for chosen in wrong.values():
+            fits &= chosen != first
+        if fits.any():
+            n = int(fits.int().argmax())
+            right = [*units[first[n]], float(most[n]), float(share[n])]
+            mistakes = {UNIT_MISTAKES[name]: list(units[chosen[n]]) for name, chosen in wrong.items()}
+            return model, ids, [int(good[n]), int(bad[n])], right, mistakes
+    raise AssertionError  # never: it counts for ever
+
+
+def check_tone_unit(answer: Answer, seed: int) -> None:
+    """2.7: the factor that carries most of the tone, and the proof: what is lost without it, what it gives alone."""
+    for role in ("attention", "feedforward"):
+        model, ids, tokens, right, wrong = tone_case(seed, role)
+        before = scaling_vectors(model)
+        found = plain(answer(model, ids, *tokens))
+        if any(not torch.equal(l, before[key]) for key, l in scaling_vectors(model).items()):
+            raise Wrong("the model's vectors are others afterwards: put them back")
+        if type(found) is not list or len(found) != 4:
+            raise Wrong("four things are due: place, unit, the share lost without it, the share given alone")
+        place, unit, lost, given = right
+        traps = [*wrong.items()]
+        traps.append(("count the unit in the whole vector, not in its third", [place, unit % 4]))
+        expect(found[:2], [place, unit], traps, "another factor carries more: put each one back to 1, one at a time")
+        shares = [
+            ("the two shares are exchanged: first what is lost without the unit", [given, lost]),
+            ("in per cent: a share is a number around 0 to 1", [100 * lost, 100 * given]),
+            ("the share given alone is missing: put all other factors to 1", [lost, 1 - lost]),
+            ("the share given alone is missing: put all other factors to 1", [lost, lost]),
+        ]
+        expect([float(x) if type(x) is int else x for x in found[2:]], [lost, given], shares,
+               "a share is a change of the tone, divided by the change from the base to the adapter", 1e-3)  # fmt: skip

@@ -20,13 +20,16 @@ from grading import GradingError
 from grading.cells import printable
 
 WEIGHTS, PROBE, RUN = "adapter_model.safetensors", "probe.json", "run.json"
+EARLIER = "the adapter of 02"  # among the files of a style: the tensors' file that it must not repeat
 GAINS = ("loss_gain", "positivity_gain")
 SHARES = {"sound": 0.2, "curve": 0.2, "loss_gain": 0.3, "positivity_gain": 0.3}  # of the points
 FEWEST_SEEDS = 5
 LEAST_CHANGE = 1e-3  # an adapter none of whose factors moved this far from 1 has not been trained
 MOST_CHANGE = 10.0
 MOST_BYTES = 16 << 20
-MOST_RUN = 2 << 20  # bytes of the record of a run
+MOST_RUN = 2 << 20  # bytes of the record of a run, or of a probe
+MOST_IDS = 64  # tokens of a probe
+PROBE_TOLERANCE = 1e-2  # logits, as in `utils.saving`: processors differ by 1e-5, adapters by more than 0.1
 MOST_ALIKE = 0.97  # of another seed's adapter 0.86 lies in the span of the references
 FEWEST_EVALUATIONS = 3  # of held-out reviews that make a curve
 LONGEST_INTERVAL = 10  # steps from one recorded loss to the next, at most
@@ -35,6 +38,7 @@ LONGEST_MESSAGE = 300
 CURVE_TOLERANCE = 2e-3  # nats per token between a recorded loss and ours: processors round differently
 
 Measure = Callable[[dict[str, np.ndarray]], Mapping[str, float]]
+Logits = Callable[[dict[str, np.ndarray], list[int]], tuple[Sequence[float], Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,18 @@ class Check:
         object.__setattr__(self, "message", printable(self.message[:LONGEST_MESSAGE]))
 
 
-def find_adapter_files(files: Mapping[str, bytes], profile: str = "mini") -> dict[str, bytes]:
-    """The positive adapter among a student's files and the record of its run, by file name; empty without adapter.
+def find_adapter_files(files: Mapping[str, bytes], profile: str = "mini", task: str = "positive") -> dict[str, bytes]:
+    """The adapter for `task` among a student's files and the record of its run, by file name; empty without adapter.
 
-    Of several the one in a folder of this `profile`, and of this very name, goes first.
+    Of several the one in a folder of this `profile`, and of this very name, goes first. "style" is the task of the
+    student's own adapter, which is never taken for another.
     """
     found = {}
     for name, others in ((WEIGHTS, (WEIGHTS, PROBE)), (RUN, (RUN,))):
         folders = sorted(PurePosixPath(path).parent for path in files if PurePosixPath(path).name == name)
-        folders = [folder for folder in folders if "positive" in folder.name or len(folders) == 1]
-        ranked = sorted(folders, key=lambda folder: (profile not in folder.parts, folder.name != "positive"))
+        folders = [folder for folder in folders if ("style" in folder.name) == (task == "style")]
+        folders = [folder for folder in folders if task in folder.name or len(folders) == 1]
+        ranked = sorted(folders, key=lambda folder: (profile not in folder.parts, folder.name != task))
         found |= {other: files[str(f / other)] for f in ranked[:1] for other in others if str(f / other) in files}
     return found if WEIGHTS in found else {}
 
@@ -97,6 +103,46 @@ def grade_adapter(
         return 0.0, checks
     share = SHARES["sound"] + sum(SHARES.get(check.name, 0) for check in checks if check.passed)
     return round(share, 6), checks
+
+
+def grade_style(files: Mapping[str, bytes], references: Sequence[Path], logits: Logits) -> tuple[float, list[Check]]:
+    """As `grade_adapter`, for an adapter of the student's own style: all points or none; a person judges the style.
+
+    `logits`: tensors, token ids -> the logits that the base and the adapter give after these, as a probe keeps them.
+    """
+    checks, tensors = check_file(files, references)
+    if all(check.passed for check in checks):
+        checks += [_other(files, tensors), _acts(files[PROBE], tensors, logits)]
+    return float(all(check.passed for check in checks)), checks
+
+
+def _other(files: Mapping[str, bytes], tensors: dict[str, np.ndarray]) -> Check:
+    try:
+        nearness = _cosine(acting(tensors), acting(load(files[EARLIER])))
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, OverflowError):
+        return Check("other", True, "there is no adapter of 02 to compare with")
+    if nearness > MOST_ALIKE:
+        return Check("other", False, f"that is the adapter of 02 again ({nearness:.3f} of it): train on another style")
+    return Check("other", True, f"another adapter than that of 02 ({nearness:.3f} of it points the same way)")
+
+
+def _acts(data: bytes, tensors: dict[str, np.ndarray], logits: Logits) -> Check:
+    """Whether the vectors change what the base says, and say what the probe has kept."""
+    try:
+        probe = json.loads(data if len(data) <= MOST_RUN else b"{}")
+        ids, said = probe["ids"], probe["logits"]
+        if {type(n) for n in ids} != {int} or {type(n) for n in said} != {float} or not len(ids) <= MOST_IDS:
+            raise ValueError
+        base, adapted = logits(tensors, ids)
+        gap = max(abs(ours - theirs) for ours, theirs in zip(adapted, said, strict=True))
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return Check("acts", False, f"{PROBE} is damaged: save the adapter again")
+    moved = max(abs(ours - theirs) for ours, theirs in zip(adapted, base, strict=True))
+    if not gap <= PROBE_TOLERANCE:
+        return Check("acts", False, f"its logits are {gap:.3f} away from those in {PROBE}: save the adapter again")
+    if not moved > PROBE_TOLERANCE:
+        return Check("acts", False, "it changes no logit: it was hardly trained")
+    return Check("acts", True, f"it moves a logit by {moved:.2f}")
 
 
 def check_curve(data: bytes | None, reference: Path, measured: Mapping[str, float]) -> Check:
@@ -279,12 +325,11 @@ class Meter:
         self.scores = scores
         self.base = scores(self.bench.base)
 
-    def __call__(self, tensors: dict[str, np.ndarray]) -> dict[str, float]:
-        """The gains of an adapter over the base, and the losses of both on validation reviews; always the same."""
+    def model(self, tensors: dict[str, np.ndarray]) -> object:
+        """The base with these vectors."""
         import torch
 
         from utils.adapters import attach, load_base, set_scaling_vectors
-        from utils.judges import EvaluationError
 
         model = attach(load_base(self.bench.profile)[0], "ia3")
         vectors = {}
@@ -292,6 +337,21 @@ class Meter:
             layer, role = name.split(".h.")[1].split(".")[0], "attention" if "attn.c_attn" in name else "feedforward"
             vectors[f"{layer}.{role}"] = torch.from_numpy(value.copy()).flatten()
         set_scaling_vectors(model, vectors)
+        return model
+
+    def logits(self, tensors: dict[str, np.ndarray], ids: list[int]) -> tuple[list[float], list[float]]:
+        """What a probe keeps of the base, and of the adapter. Raises IndexError for an id that is no token."""
+        from utils.saving import probe_logits
+
+        if not all(0 <= n < self.bench.base.config.vocab_size for n in ids):
+            raise IndexError
+        return probe_logits(self.bench.base, ids), probe_logits(self.model(tensors), ids)
+
+    def __call__(self, tensors: dict[str, np.ndarray]) -> dict[str, float]:
+        """The gains of an adapter over the base, and the losses of both on validation reviews; always the same."""
+        from utils.judges import EvaluationError
+
+        model = self.model(tensors)
         try:
             seen, loss, positive = self.scores(model)
         except EvaluationError:  # it writes nothing at all: there is no share of anything

@@ -17,7 +17,8 @@ STUB = "...  # YOUR CODE HERE"
 ANSWER_STUB = "YOUR ANSWER HERE"
 SOLUTION = ("### BEGIN SOLUTION", "### END SOLUTION")
 HIDDEN = ("### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS")
-ADAPTER_TAG = "grade-adapter"  # a test cell with this tag gets its points from the submitted adapter (`adapter.py`)
+# A test cell with one of these tags gets its points from a submitted adapter (`adapter.py`); kind of question by tag.
+ADAPTER_TAGS = {"grade-adapter": "adapter", "grade-style": "style"}
 NAME = re.compile(r"[a-zA-Z0-9_-]+")
 LONGEST = 100_000  # characters of a cell that is looked into
 # What moves a cursor, turns the direction of a line, or has no UTF-8 at all; line ends and tabs are none of these.

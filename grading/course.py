@@ -35,7 +35,7 @@ FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)  # code in a 
 
 @dataclass(frozen=True)
 class Question:
-    """One graded cell. `kind`: "code" (a test judges), "adapter" (`adapter.py` judges), "written" (a person does).
+    """One graded cell. `kind`: "code" (a test judges), "adapter", "style" (`adapter.py` does), "written" (a person).
 
     `title`: the nearest heading above it, for people to read; the id where there is none. `card`: that heading and what
     follows in its cell.
@@ -136,8 +136,8 @@ def read_plan(path: Path) -> Plan:
             for found in HEADING.finditer(FENCED.sub(lambda code: " " * len(code[0]), cell["source"])):
                 heading, card = found[1].strip(), cell["source"][found.start() :]
         kind = "written" if cells.is_manual(cell) else "code" if cells.is_test(cell) else None
-        if kind == "code" and cells.ADAPTER_TAG in cells.tags(cell):
-            kind = "adapter"
+        if kind == "code":
+            kind = next((cells.ADAPTER_TAGS[tag] for tag in cells.tags(cell) if tag in cells.ADAPTER_TAGS), kind)
         if kind:
             identity = cells.grade_id(cell)
             about = (position, cell["source"], heading or identity, card)

@@ -71,6 +71,8 @@ def write_back(target: object, value: object) -> None:
     """Change our argument as the student's function has changed its copy."""
     torch = sys.modules.get("torch")
     if hasattr(target, "state_dict") and isinstance(value, dict):
+        if target.state_dict().keys() != value.keys():
+            raise TypeError("the answer has put other modules into the model that it was given: work on a copy")
         for name, tensor in target.state_dict().items():
             tensor.copy_(value[name])
     elif torch is not None and isinstance(target, torch.Tensor):

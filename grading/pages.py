@@ -186,13 +186,14 @@ def _of_checks(sources: dict[str, str], checks: set[str]) -> list[str]:
 
 
 def _of_library(course: Course, sources: dict[str, str]) -> list[str]:
-    """The grade ids of the answers that import of the course's packages what our own solutions do not."""
-    ours = {name for plan in course.plans for source in plan.solved().values() for name in _imported_modules(source)}
+    """The grade ids of the answers that import of the course's packages what our own solution of that cell does not."""
+    ours = {name: _imported_modules(source) for plan in course.plans for name, source in plan.solved().items()}
     packages = set(PACKAGES) - {CHECKING}  # a student may run her check wherever she likes
     return [
         name
         for name, source in sources.items()
-        if packages & {module.partition(".")[0] for module in _imported_modules(source) - ours}
+        if packages
+        & {module.partition(".")[0] for module in _imported_modules(source) - ours.get(name.split()[0], set())}
     ]
 
 
@@ -221,10 +222,13 @@ def _same_answers(course: Course, class_: list[Graded]) -> Iterator[str]:
 
 def _same_adapters(course: Course, class_: list[Graded]) -> Iterator[str]:
     """Adapters that are equal or nearly so, but for those that the course's own seed leads to."""
-    found = {g.submission.student: find_adapter_files(g.submission.files, profile_name()).get(WEIGHTS) for g in class_}
-    usual = sorted((course.root / "assets" / "adapters" / profile_name()).glob("positive-seed0"))
-    for names in alike({name: data for name, data in found.items() if data}, usual):
-        yield f"the same adapter, or nearly (to look at, no verdict): {', '.join(names)}"
+    due, folder = profile_name(), course.root / "assets" / "adapters"
+    usual = {"positive": sorted((folder / due).glob("positive-seed0")), "style": []}
+    for task, known in usual.items():
+        found = {g.submission.student: find_adapter_files(g.submission.files, due, task).get(WEIGHTS) for g in class_}
+        for names in alike({name: data for name, data in found.items() if data}, known):
+            what = "the same adapter" if task == "positive" else "the same adapter of an own style"
+            yield f"{what}, or nearly (to look at, no verdict): {', '.join(names)}"
 
 
 def _same_texts(course: Course, class_: list[Graded]) -> Iterator[str]:

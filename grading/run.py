@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from grading import GradingError, cells
-from grading.adapter import Check, find_adapter_files, other_profile
+from grading.adapter import EARLIER, WEIGHTS, Check, find_adapter_files, other_profile
 from grading.course import SPACE, Course, Plan, Question, Runner, calibrate, profile_name
 from grading.intake import Submission
 from grading.match import match
@@ -25,7 +25,7 @@ from grading.sandbox import Limits
 
 VERDICT = re.compile(r"\A\d+\.\d+ (?:fail|todo)  ")  # how a check begins, whose exercise the page names anyway
 WAITING = 3  # of a student's answers as many may use the whole clock; then there is little left for the others
-AdapterGrader = Callable[[Mapping[str, bytes]], tuple[float, list[Check]]]
+AdapterGrader = Callable[[Mapping[str, bytes], str], tuple[float, list[Check]]]  # files, kind of the question
 
 
 @dataclass
@@ -118,7 +118,7 @@ def _grade(
                 raise GradingError(graded.submission.failure)
             left = runner.limits.clock * WAITING - spent if runner else 0.0
             plan, submission = course.plan_of(question), graded.submission
-            if question.kind == "adapter":
+            if question.kind in ("adapter", "style"):
                 result = grade_adapter_question(question, submission, adapter)
             else:
                 result = grade_question(question, plan, graded.answers.get(plan.name), runner, left)
@@ -213,14 +213,17 @@ def _of_cell(problem: Mapping) -> str:
 
 
 def grade_adapter_question(question: Question, submission: Submission, adapter: AdapterGrader | None) -> dict:
-    """The points of the trained adapter; open where this run grades none."""
-    due = profile_name()
-    files = find_adapter_files(submission.files, due)
+    """The points of a trained adapter, 02's or the student's own; open where this run grades none."""
+    due, own = profile_name(), question.kind == "style"
+    files = find_adapter_files(submission.files, due, "style" if own else "positive")
+    if not files and (own or adapter is None):
+        how = "train it in 03, save it in adapters/style" if own else "run 02"
+        return _result("missing", 0.0, f"no adapter was handed in: {how}, then submit.py")
     if adapter is None:
-        if not files:
-            return _result("missing", 0.0, "no adapter was handed in: run 02, then submit.py")
         return _result("open", None, "no machine has looked at the adapter: a person does")
-    share, checks = adapter(files)
+    if own:  # it must not be the other one
+        files = files | {EARLIER: find_adapter_files(submission.files, due).get(WEIGHTS, b"")}
+    share, checks = adapter(files, question.kind)
     state = "right" if share == 1 else "wrong" if files else "missing"
     failed = [check.message for check in checks if not check.passed]
     if failed and (other := other_profile(submission.files, due)):

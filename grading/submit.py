@@ -10,7 +10,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NOTEBOOKS = ("01-Setup.ipynb", "02-Train.ipynb", "03-Inference.ipynb", "04-Compare.ipynb")
 FILES = ("adapter_config.json", "adapter_model.safetensors", "probe.json")
-GRADED = (*(f"adapters/positive/{name}" for name in FILES), "train/positive/run.json")  # of one profile
+TASKS = {"positive": "run 02-Train.ipynb", "style": "do exercise 3.6"}  # whose files give points, and what makes them
+GRADED = [name for task in TASKS for name in (*(f"adapters/{task}/{file}" for file in FILES), f"train/{task}/run.json")]
 
 
 def main() -> None:
@@ -40,11 +41,12 @@ def missing_notebooks(notebooks: list[Path]) -> list[str]:
 
 
 def missing_results() -> list[str]:
-    """What 02 has not saved for the profile of which most is there."""
+    """What has not been saved for the profile of which most is there."""
     profiles = sorted(path for path in HERE.glob("artifacts/*") if path.is_dir()) or [HERE / "artifacts" / "mini"]
     lost = min(([p / name for name in GRADED if not (p / name).is_file()] for p in profiles), key=len)
+    remedies = {path: next(how for task, how in TASKS.items() if task in path.parts) for path in lost}
     return [
-        f"MISSING: {path.relative_to(HERE).as_posix()}: run 02-Train.ipynb, or its points are lost" for path in lost
+        f"MISSING: {path.relative_to(HERE).as_posix()}: {how}, or its points are lost" for path, how in remedies.items()
     ]
 
 

@@ -24,13 +24,13 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm  # noqa: E402
 
 from grading import GradingError  # noqa: E402
-from grading.adapter import Check, Meter, grade_adapter  # noqa: E402
+from grading.adapter import Check, Meter, grade_adapter, grade_style  # noqa: E402
 from grading.course import Course, profile_name  # noqa: E402
 from grading.intake import Submission, collect  # noqa: E402
 from grading.marks import NOT_COUNTED, read_table  # noqa: E402
 from grading.release import references_of  # noqa: E402
 from grading.report import Export, only_one, read_worksheet, write_reports  # noqa: E402
-from grading.run import grade_class  # noqa: E402
+from grading.run import AdapterGrader, grade_class  # noqa: E402
 from grading.sandbox import Limits, is_safe, probe  # noqa: E402
 
 UNSAFE = (
@@ -40,7 +40,7 @@ UNSAFE = (
 )
 
 
-def adapter_grader(root: Path, profile: str) -> Callable[[Mapping[str, bytes]], tuple[float, list[Check]]] | None:
+def adapter_grader(root: Path, profile: str) -> AdapterGrader | None:
     """What grades adapters: needs the reference adapters and `assets/grading-bands.json`; None where they are not."""
     references = references_of(root, profile)
     bands = root / "assets" / "grading-bands.json"
@@ -48,13 +48,18 @@ def adapter_grader(root: Path, profile: str) -> Callable[[Mapping[str, bytes]], 
         return None
     limits, meters, lock = json.loads(bands.read_text(encoding="utf-8")), [], threading.Lock()
 
-    def measure(tensors: dict) -> Mapping[str, float]:
-        with lock:  # one at a time: there is one model
-            if not meters:  # loaded for the first adapter that is sound
-                meters.append(Meter(profile))
-            return meters[0](tensors)
+    def meter() -> Meter:  # loaded for the first adapter that is sound
+        if not meters:
+            meters.append(Meter(profile))
+        return meters[0]
 
-    return lambda files: grade_adapter(files, references, limits, measure)
+    def grader(files: Mapping[str, bytes], kind: str) -> tuple[float, list[Check]]:
+        with lock:  # one at a time: there is one model
+            if kind == "style":
+                return grade_style(files, references, lambda *given: meter().logits(*given))
+            return grade_adapter(files, references, limits, lambda tensors: meter()(tensors))
+
+    return grader
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

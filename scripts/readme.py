@@ -47,6 +47,7 @@ ALT = (
     "left to right, by both judges. Below: the perplexity of real reviews under the turned model, and of its own text "
     "under the base, both relative to the base model."
 )
+READ = 150  # words a minute, of readers whose second language it is
 NOTEBOOKS = {
     "01-Setup.ipynb": "check the computer, meet the reviews and GPT-2, build (IA)³ by hand",
     "02-Train.ipynb": "configure, train, look at the learned vectors, save",
@@ -197,12 +198,17 @@ def audit_part(assets: Path) -> str:
 
 
 def exercises_part(_assets: Path) -> str:
-    """How many exercises there are, and their points."""
+    """How many exercises there are, their points, and the hours: the cards' minutes, and the lessons at `READ`."""
     written, files = (sum(getattr(one, kind) for one in EXERCISES.values()) for kind in ("written", "files"))
     points = sum(exercise.points for exercise in EXERCISES.values())
+    cells = [cell for name in NOTEBOOKS for cell in json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]]
+    texts = {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"}
+    minutes = sum(int(found[1]) for text in texts.values() if (found := re.search(r"^\*(\d+) minutes, ", text, re.M)))
+    words = sum(len(text.split()) for name, text in texts.items() if not name.startswith("ex-"))
     return (
         f"The notebooks hold {len(EXERCISES) - written - files} coded exercises, each with a check that answers at "
-        f"once, and {written} written ones; the trained adapter counts too: {points} points in all.\n"
+        f"once, {written} written ones, and {files} adapters that you train: {points} points in all. All four take at "
+        f"most {math.ceil(minutes / 60 + words / READ / 60)} hours, {minutes / 60:.0f} of them for the exercises.\n"
     )
 
 

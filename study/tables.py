@@ -57,7 +57,6 @@ def side(gap: Estimate) -> str:
     return "(below 0)" if gap.high < 0 else "(above 0)" if gap.low > 0 else "(0 inside)"
 
 
-
 def at_price(rows: Sequence[Mapping], curve: str, score: str, price: float, sign: int) -> dict[int, float]:
     """By seed, `score` where real reviews cost `price` times the base's perplexity; straight between two strengths.
 

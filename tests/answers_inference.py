@@ -2,27 +2,72 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+import copy
 
 import torch
+from peft import IA3Config, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load
 
 
-def ngrams(texts, n, split=str.split, lower=True):
-    found = []
-    for text in texts:
-        words = split(text.lower() if lower else text)
-        found += list(zip(*(words[i:] for i in range(n)), strict=False))
-    return found
+def by_hooks(base, file, ids, change=lambda place, l: l, order=list, model=copy.deepcopy):
+    """An answer to 3.1 with hooks: each vector as `change(place, vector)` gives it, names in an `order`."""
+    model, hooked = model(base), []
+    names = {name.split(".h.")[1].removesuffix(".ia3_l"): l for name, l in load(file).items()}
+    places = order(names)
+    for block, place in zip(names, places, strict=True):
+        layer, module = model.transformer.h[int(block.split(".")[0])], block.partition(".")[2]
+        l = change(module, names[place] if "c_attn" in module else names[place].flatten())
+        if module == "attn.c_attn":
+            hooked.append(layer.attn.c_attn.register_forward_hook(lambda _, __, output, l=l: output * l))
+        else:
+            hooked.append(layer.mlp.c_proj.register_forward_pre_hook(lambda _, inputs, l=l: (inputs[0] * l,)))
+    with torch.no_grad():
+        logits = model(ids).logits
+    for hook in hooked:
+        hook.remove()
+    return logits
 
 
-def distinct(grams):
-    return len(set(grams)) / len(grams) if grams else 1.0
+def flat(change=lambda module, l: l):
+    """`by_hooks` with flat vectors."""
+    return lambda base, file, ids: by_hooks(base, file, ids, lambda module, l: change(module, l.flatten()))
 
 
-def by_counter(texts, n):
-    counts = Counter(gram for text in texts for gram in ngrams([text], n))
-    return len(counts) / counts.total() if counts else 1
+def attention(change):
+    return lambda module, l: change(l) if module == "attn.c_attn" else l
+
+
+def sorted_names(base, file, ids):
+    def order(names):  # as text, each role by itself
+        ranked = {role: sorted(n for n in names if role in n) for role in ("c_attn", "c_proj")}
+        numbered = {role: sorted(some, key=lambda n: int(n.split(".")[0])) for role, some in ranked.items()}
+        taken = {n: t for role in ranked for n, t in zip(numbered[role], ranked[role], strict=True)}
+        return [taken[name] for name in names]
+
+    return by_hooks(base, file, ids, lambda module, l: l.flatten(), order)
+
+
+def by_peft(base, file, ids, model=lambda base: base):
+    places = {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"]}
+    model = get_peft_model(model(base), IA3Config(fan_in_fan_out=True, **places))
+    set_peft_model_state_dict(model, load(file))
+    return model(ids).logits
+
+
+def into_the_base(base, file, ids):
+    with torch.no_grad():
+        for name, l in load(file).items():
+            layer = base.get_submodule(name.removeprefix("base_model.model.").removesuffix(".ia3_l"))
+            if "c_attn" in name:
+                layer.weight *= l.flatten()
+                layer.bias *= l.flatten()
+            else:
+                layer.weight *= l.flatten()[:, None]
+        return base(ids).logits
+
+
+def by_weights(base, file, ids):
+    return into_the_base(copy.deepcopy(base), file, ids)
 
 
 def merged(weight, bias, l, feedforward):
@@ -42,32 +87,6 @@ def bias_of(attention, feedforward):
 def merge_in_place(weight, bias, l, feedforward):
     weight *= l[:, None] if feedforward else l
     return weight, bias if feedforward else bias * l
-
-
-def low(*tensors):
-    return [tensor.bfloat16() for tensor in tensors]
-
-
-def orders(x, weight, l):
-    return ((x @ weight) * l).float() - (x @ (weight * l)).float()
-
-
-def rounded_only(x, weight, l):
-    return orders(*(tensor.float() for tensor in low(x, weight, l))).abs().max().item()
-
-
-def from_float32(x, weight, l):
-    a, b, c = low(x, weight, l)
-    return (((a @ b) * c).float() - (x @ weight) * l).abs().max().item()
-
-
-def factors_in_float32(x, weight, l):
-    x, weight = low(x, weight)
-    return ((x @ weight) * l - (x @ (weight * l).bfloat16()).float()).abs().max().item()
-
-
-def results_only(x, weight, l):
-    return (((x @ weight) * l).bfloat16().float() - (x @ (weight * l)).bfloat16().float()).abs().max().item()
 
 
 def stack(output, vectors, names, missing=1.0):
@@ -128,20 +147,22 @@ def in_all(adapters):
 
 ANSWERS = {
     "3.1": (
-        by_counter,
+        flat(),
         [
-            (lambda texts, n: distinct(ngrams([" ".join(texts)], n)), "cross from one text"),
-            (lambda texts, n: distinct(ngrams(texts, n, lower=False)), "use lower()"),
-            (lambda texts, n: distinct(ngrams(texts, n, split=list, lower=False)), "letters are counted"),
-            (lambda texts, n: sum(distinct(ngrams([t], n)) for t in texts) / max(1, len(texts)), "mean over texts"),
-            (lambda texts, n: 1 - distinct(ngrams(texts, n)), "repeated n-grams"),
-            (lambda texts, n: len(set(ngrams(texts, n))), "divide by all"),
-            (lambda texts, n: distinct(ngrams(texts, 1)), "n is ignored"),
-            (lambda t, n: len(set(ngrams(t, n))) / max(1, len(ngrams(t, 1))), "divided by words"),
-            (lambda texts, n: len(set(ngrams(texts, n))) / len(ngrams(texts, n)), "raises ZeroDivisionError"),
-            (lambda t, n: distinct(ngrams([re.sub(r"[^\w\s]", "", s) for s in t], n)), "punctuation"),
-            (lambda t, n: distinct(ngrams(t, n, split=lambda s: re.findall("[a-z]+", s))), "punctuation"),
-            (lambda t, n: distinct(ngrams(t, n)) if ngrams(t, n) else 0.0, "nothing is repeated: return 1"),
+            (lambda base, file, ids: by_hooks(base, file, ids), "scales tokens"),
+            (flat(lambda module, l: torch.ones_like(l)), "nothing is loaded"),
+            (
+                flat(lambda module, l: l if module == "attn.c_attn" else torch.ones_like(l)),
+                "feed-forward's vectors are",
+            ),
+            (flat(attention(torch.ones_like)), "attention's vectors are missing"),
+            (sorted_names, "10 comes before 2"),
+            (flat(attention(lambda l: torch.cat([torch.ones(8), l[8:]]))), "the queries are left alone"),
+            (flat(attention(lambda l: torch.cat([l[:8], l[16:], l[8:16]]))), "keys and values are exchanged"),
+            (flat(lambda module, l: l + 1), "not those of peft"),
+            (into_the_base, "the base is another one afterwards"),
+            (by_peft, "this is peft"),
+            (lambda base, file, ids: by_hooks(base, file, ids, lambda _, l: l.flatten()).tolist(), "a tensor is due"),
         ],
     ),
     "3.2": (
@@ -160,20 +181,6 @@ ANSWERS = {
         ],
     ),
     "3.3": (
-        lambda x, w, l: (torch.sub(*(t.float() for t in both(*low(x, w, l))))).abs().amax().item(),
-        [
-            (lambda x, w, l: orders(*low(x, w, l)).abs().mean().item(), "mean distance"),
-            (lambda x, w, l: orders(x, w, l).abs().max().item(), "that is float32"),
-            (rounded_only, "products themselves"),
-            (from_float32, "distance from float32"),
-            (results_only, "only the results are rounded"),
-            (lambda x, w, l: 0.0, "there is no distance"),
-            (factors_in_float32, "l is not converted"),
-            (lambda x, w, l: orders(*low(x, w, l)), "one number is due"),
-            (lambda x, w, l: orders(*low(x, w, l)).abs().max().item() * 1.1, "it is not the largest distance"),
-        ],
-    ),
-    "3.4": (
         rows_by_loop,
         [
             (lambda output, vectors, names: output * stack(output, vectors, names)[0], "first row's vector"),
@@ -187,7 +194,7 @@ ANSWERS = {
             (rows_in_place, "changed in place"),
         ],
     ),
-    "3.5": (
+    "3.4": (
         blend,
         [
             (lambda ds, a: blend(ds, a, missing=0, start=0, away=0), "a sum of the vectors"),
@@ -210,14 +217,8 @@ ANSWERS = {
 }
 
 
-def both(x, weight, l):
-    return (x @ weight) * l, x @ (weight * l)
+def exchanged(l):
+    return torch.cat([l[8:16], l[:8], l[16:]])
 
 
-ALSO_RIGHT = {
-    "3.3": [lambda x, w, l: orders_in_bfloat16(*low(x, w, l)).abs().max()],  # so close, subtraction is exact
-}
-
-
-def orders_in_bfloat16(x, weight, l):
-    return (x @ weight) * l - x @ (weight * l)
+ALSO_RIGHT = {"3.1": [by_weights, flat(attention(exchanged))]}  # only the product of a query's and a key's factor acts

@@ -9,14 +9,31 @@ import torch
 from torch.nn.functional import gelu
 
 
-def count_by_shapes(vocabulary, context, width, layers):
-    shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-    block = sum(a * b + b for a, b in shapes) + 4 * width
-    return sum([vocabulary * width, context * width, *(block for _ in range(layers)), 2 * width])
+def parts(config):
+    """Blocks, width of keys and values together, inner width of each stack of a model, with attentions a block."""
+    if config["model_type"] == "gpt2":
+        return [(config["n_layer"], 3 * config["n_embd"], config["n_inner"] or 4 * config["n_embd"], 1)]
+    if config["model_type"] == "llama":
+        shared = 2 * config["num_key_value_heads"] * config["head_dim"]
+        return [(config["num_hidden_layers"], shared, config["intermediate_size"], 1)]
+    attention = 2 * config["num_heads"] * config["d_kv"]
+    return [(config["num_layers"], attention, config["d_ff"], 1),
+            (config["num_decoder_layers"], attention, config["d_ff"], 2)]  # fmt: skip
 
 
-def gpt2(v, c, d, n):
-    return (v + c) * d + n * (12 * d * d + 13 * d) + 2 * d
+def counted(config, **changed):
+    """The count, with some entries of the configuration replaced where it has them."""
+    config = config | {name: value(config) for name, value in changed.items() if name in config}
+    return sum(n * (times * attention + inner) for n, attention, inner, times in parts(config))
+
+
+def only(kind, wrong):
+    """The right count, but for one kind of model."""
+    return lambda config: wrong(config) if config["model_type"] == kind else counted(config)
+
+
+def summed(term):
+    return lambda config: sum(term(*part) for part in parts(config))
 
 
 def qkv_by_slices(x, weight, bias, l_k, l_v):
@@ -51,23 +68,6 @@ def ff_by_rows(x, w1, b1, w2, b2, l, activation):
 
 ANSWERS = {
     "1.1": (
-        count_by_shapes,
-        [
-            (lambda v, c, d, n: gpt2(v, c, d, n) + v * d, "output head is counted again"),
-            (lambda v, c, d, n: gpt2(v, c, d, n) - 2 * d, "last layer norm"),
-            (lambda v, c, d, n: gpt2(v, c, d, n) - (4 * n + 2) * d, "layer norms are missing"),
-            (lambda v, c, d, n: gpt2(v, c, d, n) - 9 * n * d, "biases of attention"),
-            (lambda v, c, d, n: gpt2(v, c, d, n) - c * d, "position embedding"),
-            (lambda v, c, d, n: 124_439_808, "that is GPT-2 whatever"),
-            (lambda v, c, d, n: float(gpt2(v, c, d, n)), "a count is an integer"),
-            (lambda v, c, d, n: gpt2(v, c, d, 1), "only one block"),
-            (lambda v, c, d: 0, "your code raises TypeError"),
-            (lambda v, c, d, n: gpt2(v, c, d, n) - 2 * n * d, "two layer norms stand in each block"),
-            (lambda v, c, d, n: gpt2(v, c, d, n) - (2 * n + 1) * d, "norms have biases"),
-            (lambda v, c, d, n: gpt2(v, c, d, n) / missing, "NameError in line"),  # noqa: F821
-        ],
-    ),
-    "1.2": (
         qkv_by_slices,
         [
             (late_bias, "the bias is not scaled"),
@@ -84,7 +84,7 @@ ANSWERS = {
             (in_place, "changed in place"),
         ],
     ),
-    "1.3": (
+    "1.2": (
         ff_by_rows,
         [
             (lambda x, w1, b1, w2, b2, l, f: f(l * (x @ w1 + b1)) @ w2 + b2, "before the activation"),
@@ -99,21 +99,48 @@ ANSWERS = {
             (lambda x, w1, b1, w2, b2, l, f: (l * gelu(x @ w1 + b1, approximate="tanh")) @ w2 + b2, "you call gelu"),
         ],
     ),
-    "1.4": (
-        lambda n, d, m, q: sum(d + d + m + d * bool(q) for _ in range(n)),
+    "1.3": (
+        lambda config: int(torch.tensor([n * (k * a + m) for n, a, m, k in parts(config)]).sum()),
         [
-            (lambda n, d, m, q: n * (3 * d + m), "ignores `queries`"),
-            (lambda n, d, m, q: n * ((2 + q) * d + 4 * d), "ignores `inner`"),
-            (lambda n, d, m, q: (2 + q) * d + m, "that is one block"),
-            (lambda n, d, m, q: n * ((2 + q) * d + d), "feed-forward layer takes"),
-            (lambda n, d, m, q: n * ((3 + q) * d + m), "a vector too many"),
-            (lambda n, d, m, q: n * ((3 - q) * d + m), "turned round"),
-            (lambda n, d, m, q: 64_512, "that is GPT-2 whatever"),
-            (lambda n, d, m, q: n * ((2 + q) * d + m) + 1, "not that of the vectors"),
-            (lambda n, d, m, q: n * ((2 + q) * d + m) / 1, "a count is an integer"),
+            (
+                only(
+                    "llama",
+                    lambda c: counted(
+                        c,
+                        num_key_value_heads=lambda c: c["num_attention_heads"],
+                        head_dim=lambda c: c["hidden_size"] // c["num_attention_heads"],
+                    ),
+                ),
+                "keys and values have num_key_value_heads heads",
+            ),
+            (only("llama", lambda c: counted(c) + c["num_hidden_layers"] * c["hidden_size"]), "a matrix of their own"),
+            (
+                only("llama", lambda c: counted(c, intermediate_size=lambda c: 2 * c["intermediate_size"])),
+                "a gated layer has one inner activation",
+            ),
+            (only("gpt2", lambda c: counted(c) - c["n_layer"] * c["n_embd"]), "c_attn puts out the queries"),
+            (only("gpt2", lambda c: c["n_layer"] * 7 * c["n_embd"]), "the inner width is n_inner"),
+            (summed(lambda n, a, m, k: a * k + m), "that is one block"),
+            (only("llama", summed(lambda n, a, m, k: a * k + m)), "that is one block"),
+            (only("t5", summed(lambda n, a, m, k: n * (a + m))), "a decoder's block attends twice"),
+            (only("t5", lambda c: counted(c, num_decoder_layers=lambda c: c["num_layers"])), "num_decoder_layers"),
+            (
+                only("t5", lambda c: counted(c, num_heads=lambda c: c["d_model"], d_kv=lambda c: 1)),
+                "attention is num_heads * d_kv wide",
+            ),
+            (only("t5", lambda c: counted(c, num_decoder_layers=lambda c: 0)), "the decoder is missing"),
+            (only("t5", lambda c: counted(c, num_layers=lambda c: 0)), "the encoder is missing"),
+            (only("t5", summed(lambda n, a, m, k: n * (a * k * 3 // 2 + m))), "T5: queries are left alone"),
+            (only("t5", lambda c: counted(c, d_ff=lambda c: c["d_model"])), "as long as the inner activation"),
+            (only("gpt2", lambda c: counted(c, n_inner=lambda c: c["n_embd"])), "as long as the inner activation"),
+            (only("llama", lambda c: counted(c, intermediate_size=lambda c: c["hidden_size"])), "as long as the inner"),
+            (lambda config: counted(config) + 1, "peft trains another number"),
+            (lambda config: counted(config) / 1, "a count is an integer"),
+            (lambda config: counted(config | {"x": config.pop("model_type")}), "your code raises KeyError"),
+            (lambda config: [config.pop("n_embd", 0), counted(config | {"n_embd": 9})][1], "changed in place"),
         ],
-    ),
-    "1.5": (
+    ),  # fmt: skip
+    "1.4": (
         lambda nats, tokens: torch.tensor(nats).sum().div(torch.tensor(tokens).sum()).exp(),
         [
             (lambda nats, tokens: sum(nats) / sum(tokens), "that is the loss"),
@@ -129,7 +156,4 @@ ANSWERS = {
 }
 
 
-ALSO_RIGHT = {
-    "1.1": [lambda v, c, d, n: np.int64(gpt2(v, c, d, n)), lambda v, c, d, n: torch.tensor(gpt2(v, c, d, n))],
-    "1.4": [lambda n, d, m, q: np.int64(n * ((2 + q) * d + m))],
-}
+ALSO_RIGHT = {"1.3": [lambda config: np.int64(counted(config)), lambda config: torch.tensor(counted(config))]}

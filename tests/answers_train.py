@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from peft import IA3Config
 
+from utils.adapters import scaling_vectors, set_scaling_vectors
+
 
 def config(targets, feedforward, **fields):
     fields = {"task_type": "CAUSAL_LM", "fan_in_fan_out": True} | fields
@@ -43,56 +45,6 @@ def left_off(model, ids):
     on = logits(model, ids)
     model.base_model.disable_adapter_layers()
     return torch.equal(on, logits(model, ids))
-
-
-def stream(documents, end):
-    return [token for document in documents for token in [*document, end]]
-
-
-def cut(tokens, length):
-    return [tokens[i : i + length] for i in range(0, len(tokens) - length + 1, length)]
-
-
-def pack_token_by_token(documents, length, end):
-    blocks = [[]]
-    for document in documents:
-        for token in (*document, end):
-            blocks[-1].append(token)
-            if len(blocks[-1]) == length:
-                blocks.append([])
-    return tuple(map(tuple, blocks[:-1]))
-
-
-def pack(documents, length, end):
-    return cut(stream(documents, end), length)
-
-
-def stops_early(documents, length, end):
-    whole = stream(documents, end)
-    return [whole[i : i + length] for i in range(0, len(whole) - length, length)]
-
-
-def without_last_end(documents, length, end):
-    return cut(stream(documents, end)[:-1], length)
-
-
-def keeps_the_rest(documents, length, end):
-    whole = stream(documents, end)
-    return [whole[i : i + length] for i in range(0, len(whole), length)]
-
-
-def fills_the_rest(documents, length, end):
-    return [block + [end] * (length - len(block)) for block in keeps_the_rest(documents, length, end)]
-
-
-def alone(documents, length, end):
-    return [block for document in documents for block in cut([*document, end], length)]
-
-
-def pack_in_place(documents, length, end):
-    for document in documents:
-        document.append(end)
-    return cut(sum(documents, []), length)
 
 
 def labels_in_place(ids, mask):
@@ -165,6 +117,51 @@ def by_numpy(vectors):
     return best[1]
 
 
+def tones(model, ids, good, bad, untouched=1.0):
+    """The tone of the base and of the adapter; by unit the tone without it, and with it alone."""
+    vectors = scaling_vectors(model)
+    ones = {place: torch.ones_like(l) for place, l in vectors.items()}
+
+    def tone(start, place=None, unit=0, factor=None):
+        changed = {key: l.clone() for key, l in start.items()}
+        if place:
+            changed[place][unit] = factor
+        set_scaling_vectors(model, changed)
+        last = logits(model, ids)[:, -1]
+        return float((last[:, good] - last[:, bad]).mean())
+
+    units = [(place, unit) for place, l in vectors.items() for unit in range(len(l))]
+    without = {unit: tone(vectors, *unit, untouched) for unit in units}
+    alone = {(place, unit): tone(ones, place, unit, vectors[place][unit]) for place, unit in units}
+    base, full = tone(ones), tone(vectors)
+    set_scaling_vectors(model, vectors)
+    return base, full, without, alone
+
+
+def carrier(choose=None, shares=lambda lost, given: (lost, given), place=lambda found: found, **how):
+    """An answer to 2.7; `choose(base, full, without, alone)` takes another unit, the others spoil what is returned."""
+
+    def tone_unit(model, ids, good, bad):
+        base, full, without, alone = tones(model, ids, good, bad, **how)
+        unit = choose(base, full, without, alone) if choose else min(without, key=without.get)
+        lost, given = (full - without[unit]) / (full - base), (alone[unit] - base) / (full - base)
+        return [*place(unit), *shares(lost, given)]
+
+    return tone_unit
+
+
+def farthest_moved(model, ids, good, bad):
+    vectors = scaling_vectors(model)
+    units = [(place, unit) for place, l in vectors.items() for unit in range(len(l))]
+    return [*max(units, key=lambda unit: abs(vectors[unit[0]][unit[1]] - 1)), 1.0, 1.0]
+
+
+def vectors_left_at_one(model, *given):
+    found = carrier()(model, *given)
+    set_scaling_vectors(model, {place: torch.ones_like(l) for place, l in scaling_vectors(model).items()})
+    return found
+
+
 ANSWERS = {
     "2.1": (
         lambda part: {
@@ -210,21 +207,6 @@ ANSWERS = {
         ],
     ),
     "2.3": (
-        pack_token_by_token,
-        [
-            (lambda documents, length, end: cut(sum(documents, []), length), "end-of-text tokens are missing"),
-            (without_last_end, "the last document has no"),
-            (stops_early, "range() stops too early"),
-            (lambda documents, length, end: pack([d for d in documents if d], length, end), "an empty document"),
-            (lambda documents, length, end: cut([t for d in documents for t in [end, *d]], length), "comes first"),
-            (keeps_the_rest, "not full: leave it out"),
-            (fills_the_rest, "filled up"),
-            (lambda d, length, end: cut(stream(d, end), length)[:-1], "is full, yet left out"),
-            (alone, "cut alone"),
-            (pack_in_place, "changed in place"),
-        ],
-    ),
-    "2.4": (
         lambda ids, mask: torch.where(mask.bool(), ids, torch.tensor(-100)),
         [
             (lambda ids, mask: ids.masked_fill(ids == 0, -100), "every end-of-text token"),
@@ -237,7 +219,7 @@ ANSWERS = {
             (lambda ids, mask: ids[:, 1:], "a shape is"),
         ],
     ),
-    "2.5": (
+    "2.4": (
         lambda start, rate, decay, steps: start if steps == 0 else decay_by_loop(start, rate, decay, steps),
         [
             (lambda start, rate, decay, steps: 1 + (start - 1) * (1 - rate * decay) ** steps, "goes to 1"),
@@ -249,7 +231,7 @@ ANSWERS = {
             (lambda start, rate, decay, steps: start * (1 + rate * decay) ** steps, "it grows"),
         ],
     ),
-    "2.6": (
+    "2.5": (
         loop(adam, convert=lambda loss: loss.detach().numpy().item()),
         [
             (loop(adam, zero=False), "gradients add up"),
@@ -268,7 +250,7 @@ ANSWERS = {
             (loop(lambda p, rate: torch.optim.RMSprop(p, lr=rate)), "not those of AdamW"),
         ],
     ),
-    "2.7": (
+    "2.6": (
         by_numpy,
         [
             (lambda vectors: cells(vectors, lambda move: move.mean()), "cancel"),
@@ -288,6 +270,28 @@ ANSWERS = {
             (lambda vectors: "value", "a pair is due"),
         ],
     ),
+    "2.7": (
+        carrier(),
+        [
+            (
+                carrier(lambda base, full, without, _: max(without, key=lambda u: abs(full - without[u]))),
+                "works against",
+            ),
+            (carrier(lambda base, full, without, _: max(without, key=without.get)), "without the right"),
+            (carrier(untouched=0.0), "a factor of 0 deletes"),
+            (carrier(lambda base, full, without, alone: max(alone, key=alone.get)), "gives the most alone"),
+            (farthest_moved, "farthest from 1"),
+            (carrier(place=lambda unit: (unit[0], unit[1] % 4)), "not in its third"),
+            (carrier(place=lambda unit: ("0.attention", 0)), "another factor carries more"),
+            (carrier(shares=lambda lost, given: (given, lost)), "exchanged"),
+            (carrier(shares=lambda lost, given: (100 * lost, 100 * given)), "per cent"),
+            (carrier(shares=lambda lost, given: (lost, 1 - lost)), "alone is missing"),
+            (carrier(shares=lambda lost, given: (lost, lost)), "alone is missing"),
+            (carrier(shares=lambda lost, given: (lost / 2, given)), "a share is a change"),
+            (carrier(shares=lambda lost, given: ()), "four things are due"),
+            (vectors_left_at_one, "put them back"),
+        ],
+    ),
 }
 
 
@@ -300,5 +304,5 @@ def decay_by_loop(start, rate, decay, steps):
 ALSO_RIGHT = {
     "2.1": [lambda part: right_config(part, inference_mode=False)],
     "2.2": [lambda model, ids: (base_logits(model, ids) == logits(model, ids)).all()],
-    "2.6": [lambda *given: tuple(loop(adam)(*given))],
+    "2.5": [lambda *given: tuple(loop(adam)(*given))],
 }

@@ -23,7 +23,7 @@ ROLES = {  # (cell type, solution, grade, locked) -> what the cell is
     ("code", False, True, True): "test",
     ("markdown", True, True, False): "written",
 }
-FILES_TAG = "grade-adapter"  # of a test whose points come from files: it has no solution cell and nothing to hide
+FILES_TAGS = {"grade-adapter", "grade-style"}  # of tests whose points come from files: there is nothing to hide
 HELPS = 3
 CELLS = 30  # of exercises, in one notebook
 
@@ -85,7 +85,7 @@ def marked_regions(notebook: NotebookNode) -> list[str]:
     for cell in exercise_cells(notebook):
         name = {"solution": "SOLUTION", "test": "HIDDEN TESTS"}.get(role(cell))
         marks = re.findall(r"^ *### (BEGIN|END) (.*)$", cell.source, re.MULTILINE)
-        wanted = [("BEGIN", name), ("END", name)] if name and FILES_TAG not in tags(cell) else []
+        wanted = [("BEGIN", name), ("END", name)] if name and not FILES_TAGS & set(tags(cell)) else []
         if cell.cell_type == "code" and marks != wanted:
             problems.append(f"{cell.id}: marks are {marks}, not {wanted}")
     return problems

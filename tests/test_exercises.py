@@ -10,6 +10,8 @@ import io
 import re
 import socket
 from importlib import import_module
+from inspect import signature
+from types import FunctionType
 
 import answers_compare
 import answers_inference
@@ -171,19 +173,25 @@ def test_what_passes_in_one_form_passes_the_hidden_test_in_it(number):
     assert passed or number == "2.1"
 
 
-def test_no_two_points_are_the_same():
-    """4.4's card says so, and answers differ in what they make of doubles."""
-    drawn = []
-    for seed in range(20):
-        check("4.4", lambda points: drawn.append(points) or model_answer("4.4")(points), seed)
-    assert drawn and all(len(set(points)) == len(points) for points in drawn)
-
-
-@pytest.mark.parametrize("number", ["2.2", "2.7", "3.1", "3.3", "4.4"])
+@pytest.mark.parametrize("number", ["2.2", "2.6"])
 def test_wrong_answers_fail_whatever_the_seed(number):
     """Where inputs are random and a mistake may lead to the right answer by chance."""
     for wrong, said in ANSWERS[number][1]:
         assert [said for seed in range(2, 8) if check(number, wrong, seed).state != FAIL] == [], said
+
+
+def test_no_function_of_the_packages_is_an_answer():
+    """What students can import and call in one line passes no check."""
+    names = [
+        f"{path.parent.name}.{path.stem}" for folder in ("utils", "study") for path in (ROOT / folder).glob("*.py")
+    ]
+    modules = [import_module(name) for name in names if not name.endswith("__")]
+    found = {f for module in modules for f in vars(module).values() if isinstance(f, FunctionType)}
+    for function in (f for f in found if f.__module__.split(".")[0] in ("utils", "study")):
+        for number in CODED:
+            with contextlib.suppress(TypeError), contextlib.redirect_stdout(io.StringIO()):
+                signature(function).bind(*[0] * len(signature(model_answer(number)).parameters))
+                assert not check(number, function).passed, f"{function.__qualname__} answers {number}"
 
 
 # --- what an exception tells ---------------------------------------------------------------------------------------
@@ -352,7 +360,7 @@ def test_users_interrupt_passes_through_and_the_random_state_is_left_alone():
 def test_points_are_a_hundred_and_the_notebooks_have_no_other_exercise():
     points = sum(exercise.points for exercise in EXERCISES.values())
     assert points == 100, f"all points of EXERCISES together are {points}: give the difference to another exercise"
-    assert len(CODED) >= 18 and sum(exercise.written for exercise in EXERCISES.values()) >= 4
+    assert len(CODED) >= 15 and sum(exercise.written for exercise in EXERCISES.values()) >= 4
     known = {cell_id(number, part) for number in EXERCISES for part in ("", "-card", "-test")}
     others = set(CELLS) - known - {"scoreboard", "scoreboard-card"}
     assert not others, f"{sorted(others)}: no exercise in EXERCISES of exercises/__init__.py has this number"
@@ -409,8 +417,8 @@ def test_scoreboard_shows_states_and_sum():
     here = [exercise for exercise in EXERCISES.values() if exercise.notebook == "01"]
     numbers = [exercise.number for exercise in here if not exercise.written]
     points, most = EXERCISES["1.1"].points, sum(exercise.points for exercise in here if not exercise.written)
-    empty, words = scoreboard("01").splitlines(), here.index(EXERCISES["1.6"])
-    assert empty[0] == f"1.1  Every parameter of a GPT-2         {points} points  todo"
+    empty, words = scoreboard("01").splitlines(), here.index(EXERCISES["1.5"])
+    assert empty[0] == f"1.1  Keys and values by hand            {points} points  todo"
     assert empty[words].endswith("read by a person") and empty[-1] == f"checked here: 0 of {most} points"
     assert empty[-2].startswith(f"not checked in this kernel: {', '.join(numbers)}. Choose Run > Run All Above")
     check("1.1", ANSWERS["1.1"][0])
@@ -422,7 +430,7 @@ def test_scoreboard_shows_states_and_sum():
 
 
 def test_unknown_numbers_are_named_and_a_verdict_is_one_line():
-    for number in ("9.9", "1.6", None):
+    for number in ("9.9", "1.5", None):
         with pytest.raises(ValueError, match="there is one for 1.1"):
             check(number, print)
     with pytest.raises(ValueError, match="choose from 01"):

@@ -1,4 +1,4 @@
-"""Exercise 2.9, whose answer is files: what a training saves passes, what went wrong on the way is named."""
+"""Exercises 2.9 and 3.6, whose answers are files: what a training saves passes, what went wrong is named."""
 
 from __future__ import annotations
 
@@ -97,6 +97,18 @@ WRONG = {
     "other shapes": (lambda f: edit_tensors(f, lambda t: {k: v[:3] for k, v in t.items()}), "other vectors than"),
     "no metrics": (lambda f: run(f, metrics={}), "has not fallen"),
 }
+
+
+def test_an_own_style_is_read_from_its_own_folders_and_is_not_the_adapter_of_02(folder):
+    assert check("3.6", folder).state == TODO
+    for place in ("adapters", "train"):
+        shutil.copytree(folder / place / "positive", folder / place / "style")
+    assert "the adapter of 02 again" in check("3.6", folder).hint
+    shutil.rmtree(folder / "adapters" / "positive")
+    assert check("3.6", folder).state == PASS
+    (folder / "train" / "style" / "run.json").write_text("{")
+    assert "train/style/run.json is damaged" in check("3.6", folder).hint
+    assert [check("3.6", answer).state for answer in (5, None)] == [FAIL, TODO]
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -220,7 +220,7 @@ def graded(root, exported, tmp_path_factory) -> dict:
     submissions, aside = collect(exported[0])
     class_ = grade_class(
         course, submissions, output / "state", LIMITS, jobs=2, hide=[exported[0], output],
-        adapter=lambda files: grade_adapter(files, [reference], BANDS, measure),
+        adapter=lambda files, _kind: grade_adapter(files, [reference], BANDS, measure),
     )  # fmt: skip
     lines = write_reports(course, class_, output, aside, Export("Lab"))
     return {"course": course, "class": {g.submission.student: g for g in class_}, "output": output, "lines": lines}

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save
 
 from grading import GradingError
 from grading.adapter import (
+    EARLIER,
     SHARES,
     Check,
     Meter,
@@ -21,6 +22,7 @@ from grading.adapter import (
     check_curve,
     find_adapter_files,
     grade_adapter,
+    grade_style,
     make_bands,
     other_profile,
 )
@@ -91,7 +93,7 @@ def test_the_adapter_of_the_profile_is_taken_and_another_one_named():
     assert other_profile({"adapter_model.safetensors": b""}, "mini") == ""
     question = Question("q", "02", "adapter", 5.0, 0, "", "q")
     failing = Check("shapes", False, "24 vectors are missing" + "x" * 9999)
-    result = grade_adapter_question(question, Submission("Ann", "", "k", of("gpt2")), lambda _: (0.0, [failing]))
+    result = grade_adapter_question(question, Submission("Ann", "", "k", of("gpt2")), lambda *_: (0.0, [failing]))
     assert result["message"].startswith("the adapter of the profile gpt2 was handed in, that of mini is due")
     assert len(result["message"]) < 500
 
@@ -163,8 +165,62 @@ def test_the_adapter_of_the_task_is_found_among_several():
     assert find_adapter_files(files) == dict.fromkeys(GOOD, b"positive")
     apart = {"a/adapters/positive/adapter_model.safetensors": b"1", "a/train/positive/run.json": b"2"}
     assert find_adapter_files(apart) == {"adapter_model.safetensors": b"1", "run.json": b"2"}
+    styled = files | {f"a/style/{name}": b"style" for name in GOOD}
+    assert find_adapter_files(styled) == dict.fromkeys(GOOD, b"positive")
+    assert find_adapter_files(styled, task="style") == dict.fromkeys(GOOD, b"style")
+    alone = {f"a/style/{name}": b"" for name in GOOD}
+    assert find_adapter_files(alone) == {} and find_adapter_files(files, task="style") == {}  # none stands in
     others = {"x/negative/adapter_model.safetensors": b"", "y/other/adapter_model.safetensors": b"", "run.json": b""}
     assert find_adapter_files(others) == {}
+
+
+PROBE = {"base_fingerprint": "the base", "ids": [1, 2], "logits": [0.5, 1.5]}
+
+
+def styled(seed: int = 5, **probe: object) -> dict[str, bytes]:
+    """What is handed in for an own style, beside the adapter of 02 (`GOOD`)."""
+    files = adapter_files(vectors(seed=seed)) | {"probe.json": json.dumps(PROBE | probe).encode()}
+    return files | {EARLIER: GOOD["adapter_model.safetensors"]}
+
+
+def test_an_adapter_of_an_own_style_gets_all_points_or_none(reference):
+    def said(files: dict[str, bytes], base: tuple = (0.4, 1.6), adapted: tuple = (0.5, 1.501)) -> str:
+        share, checks = grade_style(files, [reference], lambda tensors, ids: (base, adapted))
+        assert share == all(check.passed for check in checks)
+        return "" if share else checks[-1].message + " ".join(check.message for check in checks if not check.passed)
+
+    assert said(styled()) == "" == said({name: data for name, data in styled().items() if name != EARLIER})
+    assert "no adapter_model" in said({})
+    assert "the adapter of 02 again" in said(
+        styled() | {"adapter_model.safetensors": GOOD["adapter_model.safetensors"]}
+    )
+    assert "a reference adapter" in said(styled() | adapter_files(vectors(seed=1)))
+    assert "another base" in said(styled(base_fingerprint="x"))
+    assert "every factor is 1" in said(styled() | {"adapter_model.safetensors": save(vectors(1.0))})
+    assert "changes no logit" in said(styled(logits=[0.4, 1.6]), adapted=(0.4, 1.6))
+    assert "away from those in probe.json" in said(styled(logits=[0.5, 2.5]))
+    for wrong in (
+        {"ids": [1.5]},
+        {"ids": []},
+        {"ids": [1] * 65},
+        {"logits": [1.0]},
+        {"logits": None},
+        {"logits": ["a"]},
+    ):
+        assert "probe.json is damaged" in said(styled(**wrong)), wrong
+
+
+def test_an_own_style_that_is_not_there_gets_nothing_and_02_s_is_no_stand_in():
+    question = Question("q", "03", "style", 3.0, 0, "", "q")
+    files = {f"artifacts/mini/adapters/positive/{name}": data for name, data in GOOD.items()}
+    result = grade_adapter_question(question, Submission("Ann", "", "k", files), lambda *_: 1 / 0)
+    assert result["points"] == 0 and "save it in adapters/style" in result["message"]
+    files |= {f"artifacts/mini/adapters/style/{name}": data for name, data in styled().items() if name != EARLIER}
+    seen = []
+    result = grade_adapter_question(
+        question, Submission("Ann", "", "k", files), lambda *given: seen.append(given) or (1.0, [])
+    )
+    assert result["points"] == 3 and seen == [(styled() | {"run.json": seen[0][0]["run.json"]}, "style")]
 
 
 def test_the_adapter_that_a_right_run_arrives_at_is_no_reference(tmp_path):
@@ -241,6 +297,10 @@ def test_the_meter_measures_with_the_course_s_own_model(bench, tiny_model, token
     gains = meter(moved)
     assert gains["loss_gain"] != 0 and gains["best_loss"] != gains["start_loss"] == none["start_loss"]
     assert meter(moved) == gains
+    base, adapted = meter.logits(moved, [1, 2, 3])
+    assert base == meter.logits(ones, [1, 2, 3])[1] != adapted
+    with pytest.raises(IndexError):
+        meter.logits(ones, [-1])
 
 
 ROLES = {"attn.c_attn": (96, 1), "mlp.c_proj": (1, 128)}  # of conftest's model, whose width is 32
