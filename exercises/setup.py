@@ -88,15 +88,10 @@ def check_feedforward(answer: Answer, seed: int) -> None:
         expect(found, (right,), traps, "the result is not (l * activation(x W1 + b1)) W2 + b2")
 
 
-def built_count(config: dict) -> int:
-    """The numbers that peft trains where it chooses the places itself, on a model without weights."""
-    return built(tuple(config.items()))
-
-
 @cache
-def built(entries: tuple[tuple[str, object], ...]) -> int:
-    """`built_count` of a configuration's entries."""
-    settings = AutoConfig.for_model(**dict(entries))
+def built_count(**config: object) -> int:
+    """The numbers that peft trains where it chooses the places itself, on a model without weights."""
+    settings = AutoConfig.for_model(**config)
     encoder = settings.is_encoder_decoder
     with torch.device("meta"):
         model = (AutoModelForSeq2SeqLM if encoder else AutoModelForCausalLM).from_config(settings)
@@ -160,7 +155,7 @@ def check_unseen_count(answer: Answer, seed: int) -> None:
     """1.3: the (IA)³ vectors of a model never seen, from its configuration alone; peft has the last word."""
     for config in random_configs(Draw(seed)):
         hint = f"{config['model_type']}: peft trains another number"
-        expect(integer(untouched(answer, config)), built_count(config), count_mistakes(config), hint)
+        expect(integer(untouched(answer, config)), built_count(**config), count_mistakes(config), hint)
 
 
 def check_perplexity(answer: Answer, seed: int) -> None:

@@ -6,26 +6,21 @@ import copy
 
 import torch
 from peft import IA3Config, get_peft_model, set_peft_model_state_dict
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 
-def by_hooks(base, file, ids, change=lambda place, l: l, order=list, model=copy.deepcopy):
-    """An answer to 3.1 with hooks: each vector as `change(place, vector)` gives it, names in an `order`."""
-    model, hooked = model(base), []
-    names = {name.split(".h.")[1].removesuffix(".ia3_l"): l for name, l in load(file).items()}
-    places = order(names)
-    for block, place in zip(names, places, strict=True):
-        layer, module = model.transformer.h[int(block.split(".")[0])], block.partition(".")[2]
-        l = change(module, names[place] if "c_attn" in module else names[place].flatten())
-        if module == "attn.c_attn":
-            hooked.append(layer.attn.c_attn.register_forward_hook(lambda _, __, output, l=l: output * l))
+def by_hooks(base, file, ids, change=lambda module, l: l):
+    """An answer to 3.1 with hooks; `change(module, vector)` is what a module is scaled by."""
+    model = copy.deepcopy(base)
+    for name, l in load(file).items():
+        place = name.removeprefix("base_model.model.").removesuffix(".ia3_l")
+        module, l = model.get_submodule(place), change(place[-6:], l)
+        if place.endswith("c_attn"):
+            module.register_forward_hook(lambda _, __, output, l=l: output * l)
         else:
-            hooked.append(layer.mlp.c_proj.register_forward_pre_hook(lambda _, inputs, l=l: (inputs[0] * l,)))
+            module.register_forward_pre_hook(lambda _, inputs, l=l: (inputs[0] * l,))
     with torch.no_grad():
-        logits = model(ids).logits
-    for hook in hooked:
-        hook.remove()
-    return logits
+        return model(ids).logits
 
 
 def flat(change=lambda module, l: l):
@@ -34,22 +29,21 @@ def flat(change=lambda module, l: l):
 
 
 def attention(change):
-    return lambda module, l: change(l) if module == "attn.c_attn" else l
+    return lambda module, l: change(l) if module == "c_attn" else l
 
 
 def sorted_names(base, file, ids):
-    def order(names):  # as text, each role by itself
-        ranked = {role: sorted(n for n in names if role in n) for role in ("c_attn", "c_proj")}
-        numbered = {role: sorted(some, key=lambda n: int(n.split(".")[0])) for role, some in ranked.items()}
-        taken = {n: t for role in ranked for n, t in zip(numbered[role], ranked[role], strict=True)}
-        return [taken[name] for name in names]
+    tensors = load(file)
+    for role in ("c_attn", "c_proj"):
+        names = [name for name in tensors if role in name]
+        right = sorted(names, key=lambda name: int(name.split(".")[4]))
+        tensors |= dict(zip(right, [tensors[name] for name in sorted(names)], strict=True))
+    return flat()(base, save(tensors), ids)
 
-    return by_hooks(base, file, ids, lambda module, l: l.flatten(), order)
 
-
-def by_peft(base, file, ids, model=lambda base: base):
+def by_peft(base, file, ids):
     places = {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"]}
-    model = get_peft_model(model(base), IA3Config(fan_in_fan_out=True, **places))
+    model = get_peft_model(base, IA3Config(fan_in_fan_out=True, **places))
     set_peft_model_state_dict(model, load(file))
     return model(ids).logits
 
@@ -152,7 +146,7 @@ ANSWERS = {
             (lambda base, file, ids: by_hooks(base, file, ids), "scales tokens"),
             (flat(lambda module, l: torch.ones_like(l)), "nothing is loaded"),
             (
-                flat(lambda module, l: l if module == "attn.c_attn" else torch.ones_like(l)),
+                flat(lambda module, l: l if module == "c_attn" else torch.ones_like(l)),
                 "feed-forward's vectors are",
             ),
             (flat(attention(torch.ones_like)), "attention's vectors are missing"),
@@ -162,7 +156,7 @@ ANSWERS = {
             (flat(lambda module, l: l + 1), "not those of peft"),
             (into_the_base, "the base is another one afterwards"),
             (by_peft, "this is peft"),
-            (lambda base, file, ids: by_hooks(base, file, ids, lambda _, l: l.flatten()).tolist(), "a tensor is due"),
+            (lambda base, file, ids: flat()(base, file, ids).tolist(), "a tensor is due"),
         ],
     ),
     "3.2": (

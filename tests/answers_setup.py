@@ -22,8 +22,8 @@ def parts(config):
 
 
 def counted(config, **changed):
-    """The count, with some entries of the configuration replaced where it has them."""
-    config = config | {name: value(config) for name, value in changed.items() if name in config}
+    """The count, with some entries of the configuration replaced: by a number, or by what another entry holds."""
+    config = config | {name: config.get(value, value) for name, value in changed.items()}
     return sum(n * (times * attention + inner) for n, attention, inner, times in parts(config))
 
 
@@ -103,43 +103,30 @@ ANSWERS = {
         lambda config: int(torch.tensor([n * (k * a + m) for n, a, m, k in parts(config)]).sum()),
         [
             (
-                only(
-                    "llama",
-                    lambda c: counted(
-                        c,
-                        num_key_value_heads=lambda c: c["num_attention_heads"],
-                        head_dim=lambda c: c["hidden_size"] // c["num_attention_heads"],
-                    ),
-                ),
-                "keys and values have num_key_value_heads heads",
+                only("llama", lambda c: counted(c, num_key_value_heads="num_attention_heads")),
+                "have num_key_value_heads",
             ),
             (only("llama", lambda c: counted(c) + c["num_hidden_layers"] * c["hidden_size"]), "a matrix of their own"),
-            (
-                only("llama", lambda c: counted(c, intermediate_size=lambda c: 2 * c["intermediate_size"])),
-                "a gated layer has one inner activation",
-            ),
+            (only("llama", summed(lambda n, a, m, k: n * (a + 2 * m))), "a gated layer has one inner activation"),
+            (only("llama", summed(lambda n, a, m, k: a + m)), "that is one block"),
+            (only("llama", lambda c: counted(c, intermediate_size="hidden_size")), "as long as the inner"),
             (only("gpt2", lambda c: counted(c) - c["n_layer"] * c["n_embd"]), "c_attn puts out the queries"),
-            (only("gpt2", lambda c: c["n_layer"] * 7 * c["n_embd"]), "the inner width is n_inner"),
-            (summed(lambda n, a, m, k: a * k + m), "that is one block"),
-            (only("llama", summed(lambda n, a, m, k: a * k + m)), "that is one block"),
+            (only("gpt2", lambda c: counted(c, n_inner=0)), "the inner width is n_inner"),
+            (only("gpt2", summed(lambda n, a, m, k: a + m)), "that is one block"),
+            (only("gpt2", lambda c: counted(c, n_inner="n_embd")), "as long as the inner activation"),
             (only("t5", summed(lambda n, a, m, k: n * (a + m))), "a decoder's block attends twice"),
-            (only("t5", lambda c: counted(c, num_decoder_layers=lambda c: c["num_layers"])), "num_decoder_layers"),
-            (
-                only("t5", lambda c: counted(c, num_heads=lambda c: c["d_model"], d_kv=lambda c: 1)),
-                "attention is num_heads * d_kv wide",
-            ),
-            (only("t5", lambda c: counted(c, num_decoder_layers=lambda c: 0)), "the decoder is missing"),
-            (only("t5", lambda c: counted(c, num_layers=lambda c: 0)), "the encoder is missing"),
+            (only("t5", lambda c: counted(c, num_decoder_layers="num_layers")), "num_decoder_layers"),
+            (only("t5", lambda c: counted(c, num_heads="d_model", d_kv=1)), "attention is num_heads * d_kv wide"),
+            (only("t5", lambda c: counted(c, num_decoder_layers=0)), "the decoder is missing"),
+            (only("t5", lambda c: counted(c, num_layers=0)), "the encoder is missing"),
             (only("t5", summed(lambda n, a, m, k: n * (a * k * 3 // 2 + m))), "T5: queries are left alone"),
-            (only("t5", lambda c: counted(c, d_ff=lambda c: c["d_model"])), "as long as the inner activation"),
-            (only("gpt2", lambda c: counted(c, n_inner=lambda c: c["n_embd"])), "as long as the inner activation"),
-            (only("llama", lambda c: counted(c, intermediate_size=lambda c: c["hidden_size"])), "as long as the inner"),
+            (only("t5", lambda c: counted(c, d_ff="d_model")), "as long as the inner activation"),
             (lambda config: counted(config) + 1, "peft trains another number"),
             (lambda config: counted(config) / 1, "a count is an integer"),
             (lambda config: counted(config | {"x": config.pop("model_type")}), "your code raises KeyError"),
             (lambda config: [config.pop("n_embd", 0), counted(config | {"n_embd": 9})][1], "changed in place"),
         ],
-    ),  # fmt: skip
+    ),
     "1.4": (
         lambda nats, tokens: torch.tensor(nats).sum().div(torch.tensor(tokens).sum()).exp(),
         [

@@ -361,6 +361,8 @@ def test_points_are_a_hundred_and_the_notebooks_have_no_other_exercise():
     points = sum(exercise.points for exercise in EXERCISES.values())
     assert points == 100, f"all points of EXERCISES together are {points}: give the difference to another exercise"
     assert len(CODED) >= 15 and sum(exercise.written for exercise in EXERCISES.values()) >= 4
+    cards = [re.search(r"^\*(\d+) minutes, (\w+)", source(number, "-card"), re.MULTILINE) for number in EXERCISES]
+    assert [card[2] for card in cards].count("hard") == 2 and sum(int(card[1]) for card in cards) <= 300  # minutes
     known = {cell_id(number, part) for number in EXERCISES for part in ("", "-card", "-test")}
     others = set(CELLS) - known - {"scoreboard", "scoreboard-card"}
     assert not others, f"{sorted(others)}: no exercise in EXERCISES of exercises/__init__.py has this number"
