@@ -235,7 +235,7 @@ def tone_case(seed: int, role: str) -> tuple[PeftModel, Tensor, list[int], list,
 
 @cache
 def drawn_case(seed: int, role: str) -> tuple[PeftModel, Tensor, list[int], list, dict[str, list]]:
-    """`tone_case`, drawn until one unit of `role` clearly carries the most, and no mistake leads to it."""
+    """`tone_case`, drawn until one unit of `role` clearly carries the most, and each mistake leads elsewhere."""
     for turn in itertools.count():
         draw = Draw(100 * seed + turn)
         model, ids = adapted(draw, 100 * seed + turn, width=4), draw.integers(0, 39, 3, 5)
@@ -259,8 +259,9 @@ def drawn_case(seed: int, role: str) -> tuple[PeftModel, Tensor, list[int], list
         fits = torch.tensor([place.endswith(role) and unit >= 4 for place, unit in units])[first]  # in no first third
         fits &= (full - base > 0.1) & (most > 0.3) & (most < 2) & (most - second > 0.05)
         fits &= (share.abs() > 0.05) & ((share - most).abs() > 0.05)
-        for chosen in wrong.values():
-            fits &= chosen != first
+        for one, other in itertools.combinations([first, *wrong.values()], 2):
+            if one is not wrong["works"] or other is not wrong["turned"]:  # these two are mostly one
+                fits &= one != other
         if fits.any():
             n = int(fits.int().argmax())
             right = [*units[first[n]], float(most[n]), float(share[n])]
@@ -280,8 +281,7 @@ def check_tone_unit(answer: Answer, seed: int) -> None:
         if type(found) is not list or len(found) != 4:
             raise Wrong("four things are due: place, unit, the share lost without it, the share given alone")
         place, unit, lost, given = right
-        traps = [*wrong.items()]
-        traps.append(("count the unit in the whole vector, not in its third", [place, unit % 4]))
+        traps = [*wrong.items(), ("count the unit in the whole vector, not in its third", [place, unit % 4])]
         expect(found[:2], [place, unit], traps, "another factor carries more: put each one back to 1, one at a time")
         shares = [
             ("the two shares are exchanged: first what is lost without the unit", [given, lost]),
