@@ -61,7 +61,7 @@ def test_override_replaces_numbers_and_nothing_else(monkeypatch):
     profile = load_profile("mini")
     assert (profile.steps, profile.train_reviews, profile.warmup_ratio, profile.temperature) == (4, 60, 0.0, 0.5)
     assert (
-        dataclasses.replace(profile, steps=200, train_reviews=1500, warmup_ratio=0.06, temperature=0.8)
+        dataclasses.replace(profile, steps=120, train_reviews=1500, warmup_ratio=0.06, temperature=0.8)
         == PROFILES["mini"]
     )
 
