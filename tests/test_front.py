@@ -15,7 +15,7 @@ def test_the_readme_has_its_parts_in_order():
         "![",
         "numbers: ladder",
         "make course",
-        "edition",
+        "## Which edition",
         "numbers: notebooks",
         "Laptop and GPU",
         "numbers: methods",

@@ -105,7 +105,7 @@ def test_what_comes_from_the_hub_is_pinned_and_everything_is_said_in_one_line(re
 def test_epochs_become_steps(examples, batch, accumulation, epochs, evals, schedule):
     recipe = tiny(LABS[0], batch_size=batch, accumulation=accumulation, epochs=epochs, evals_per_epoch=evals)
     assert recipe.schedule(examples) == schedule
-    assert PROFILES["mini"].schedule(examples) == (200, 25)  # the main course counts steps
+    assert PROFILES["mini"].schedule(examples) == (120, 20)  # the main course counts steps
 
 
 # --- counts -------------------------------------------------------------------------------------------------------
