@@ -12,7 +12,7 @@
 #   make refresh     run the committed notebooks and write them back with fresh outputs
 #   make bench       measure speed and memory side by side with what they are compared with, into build/bench
 #   make lint, make format
-#   make audit       ask the advisory service of PyPI about every pinned version (needs a network; docs/security.md)
+#   make audit       ask the advisory service of PyPI about every pinned version (needs a network; docs/developing.md)
 # What an instructor runs; docs/instructor.md has the rest.
 #   make student                      write the student edition to build/student and build/student.zip
 #   make grade SUBMISSIONS=folder     grade one folder or zip per student into build/grades (GRADE="--jobs 4" for options)

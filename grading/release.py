@@ -28,6 +28,7 @@ KEPT_BACK = ("assets/adapters/*/positive-seed0/*", "assets/grading-bands.json")
 OWN = {"student-README.md": "README.md", "submit.py": "submit.py"}  # files of this package that students get
 # The first line of a notebook, in the solved edition and in the students'.
 SOLVED = "*Solved edition: every exercise has its answer. `make student` writes the students' edition.*"
+LABS = re.compile(r"\[([^\]]+)\]\((?:extensions|docs)/[^)]+\)")  # links to what students do not have
 STUDENTS = "*Students' edition: you write the answers. Your instructor has the solved edition.*"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 ZIP_DATE = (1981, 1, 1, 0, 0, 0)  # the same bytes whenever it is made; after 1980, where zips begin, in any time zone
@@ -57,7 +58,9 @@ def student_notebook(solved: Mapping) -> dict:
     notebook = copy.deepcopy(solved)
     notebook["metadata"] = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for cell in notebook["cells"]:
-        cell["source"] = cell["source"].replace(SOLVED, STUDENTS)
+        cell["source"] = LABS.sub(
+            r"\1 (an optional lab: ask your instructor)", cell["source"].replace(SOLVED, STUDENTS)
+        )
         if cells.is_solution(cell):
             cell["source"] = cells.stubbed(cell)
         elif cells.is_test(cell):

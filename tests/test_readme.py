@@ -212,3 +212,16 @@ def test_the_ladder_and_the_methods_are_those_of_the_records(assets: Path) -> No
     write_json(assets / "runs/mini/cost.json", {"rows": [{"method": "ia3", "step_ratio": 0.876}]})
     assert "| (IA)³ | 10 | 0.65 (0.60 to 0.70) | 0.88 |" in PARTS["methods"](assets)
     assert "| full fine-tuning | 1,000 | 0.65 (0.60 to 0.70) | not measured |" in PARTS["methods"](assets)
+
+
+def test_the_instructors_plan_has_the_points_and_minutes_of_the_cards():
+    plan = re.findall(
+        r"^\| (0\d) \| (\d+) \| (\d+) \| ([\d., ]+) \|$", (ROOT / "docs" / "instructor.md").read_text("utf-8"), re.M
+    )
+    assert len(plan) == len(readme.NOTEBOOKS)
+    for file, (number, points, minutes, read) in zip(readme.NOTEBOOKS, plan, strict=True):
+        own = [one for one in readme.EXERCISES.values() if one.notebook == number]
+        cells = json.loads((ROOT / file).read_text("utf-8"))["cells"]
+        cards = re.findall(r"^\*(\d+) minutes, ", "\n".join("".join(cell["source"]) for cell in cells), re.M)
+        assert (int(points), int(minutes)) == (sum(one.points for one in own), sum(map(int, cards)))
+        assert read.split(", ") == [one.number for one in own if one.written]
