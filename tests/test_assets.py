@@ -71,7 +71,8 @@ def test_records_are_of_the_shipped_base_three_seeds_a_method_its_sweeps_rate_an
     for losses in sweep_losses(sweep).values():
         assert min(losses, key=losses.get) not in (min(losses), max(losses))  # a worse rate on either side
     start = next(record.metrics["start_loss"] for record in sweep if record.method == "full")
-    assert all(min(losses.values()) < start for losses in sweep_losses(sweep).values())  # at its rate each one gains
+    gained = {method for method, losses in sweep_losses(sweep).items() if min(losses.values()) < start}
+    assert gained == {*METHODS} - {"base", "prefix"}  # 04: these steps are too few for the prefix
     records, name, excluded = study_runs(PROFILE, "ablations")
     found = {(r.config["study"], r.method, r.config["variant"], r.task) for r in records if r.seed == 0}
     assert (name, excluded) == ("mini", [])
