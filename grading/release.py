@@ -28,8 +28,8 @@ KEPT_BACK = ("assets/adapters/*/positive-seed0/*", "assets/grading-bands.json")
 OWN = {"student-README.md": "README.md", "submit.py": "submit.py"}  # files of this package that students get
 # The first line of a notebook, in the solved edition and in the students'.
 SOLVED = "*Solved edition: every exercise has its answer. `make student` writes the students' edition.*"
-LABS = re.compile(r"\[([^\]]+)\]\((?:extensions|docs)/[^)]+\)")  # links to what students do not have
 STUDENTS = "*Students' edition: you write the answers. Your instructor has the solved edition.*"
+LABS = re.compile(r"\[([^\]]+)\]\(extensions/[^)]+\)")  # links to the optional labs, which students do not have
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 ZIP_DATE = (1981, 1, 1, 0, 0, 0)  # the same bytes whenever it is made; after 1980, where zips begin, in any time zone
 DISTINCT = 12  # characters; a shorter line says nothing about where it comes from
